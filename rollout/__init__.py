@@ -1,0 +1,1 @@
+"""How a model reasons in parallel: trajectories, dialects, engines, the orchestrator."""

@@ -1,0 +1,23 @@
+"""One file a dialect; `make_dialect` finds it by name."""
+
+from difflib import get_close_matches
+
+from rollout.dialects.base import Dialect, DialectError
+from rollout.dialects.sequential import Sequential
+from rollout.dialects.threadweaver import ThreadWeaver
+from rollout.tokens import Tokens
+
+DIALECTS: dict[str, type[Sequential] | type[ThreadWeaver]] = {d.name: d for d in (Sequential, ThreadWeaver)}
+
+
+def dialect_class(name: str) -> type[Sequential] | type[ThreadWeaver]:
+    """The class called `name`; its `tags` are what the tokenizer must know. Raises DialectError, naming the nearest."""
+    if name not in DIALECTS:
+        near = get_close_matches(name, DIALECTS, n=1, cutoff=0.0)[0]
+        raise DialectError(f"unknown dialect {name!r}; did you mean {near!r}? (known: {', '.join(DIALECTS)})")
+    return DIALECTS[name]
+
+
+def make_dialect(name: str, tokens: Tokens) -> Dialect:
+    """The dialect called `name` over these tokens. Raises DialectError (unknown) or TagError (a tag is no token)."""
+    return dialect_class(name)(tokens)

@@ -1,0 +1,26 @@
+"""An engine that says what it was told to say: demonstrations are recorded through the same orchestrator as rollouts."""
+
+from rollout.dialects.base import Script
+from rollout.engine import Completion, EngineError, Sampling
+
+
+class ReplayEngine:
+    """Serves each thread its scripted turns, cut where a real sampler would stop. Log-probs are 0 (nothing was sampled).
+
+    >>> engine = ReplayEngine({(): [(5, 6, 7)]}, max_context=100)  # the root's only turn
+    """
+
+    def __init__(self, script: Script, max_context: int) -> None:
+        self.max_context = max_context
+        self._turns = {thread: list(turns) for thread, turns in script.items()}
+
+    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+        """The thread's next turn. Raises EngineError when the script has none left for it."""
+        if not self._turns.get(thread):
+            raise EngineError(f"the script has no further turn for thread {thread}")
+        ids = self._turns[thread].pop(0)
+        stop = next((i + 1 for i, token in enumerate(ids) if token in sampling.stop_ids), None)
+        if stop is not None and stop <= sampling.max_tokens:
+            return Completion(ids[:stop], (0.0,) * stop, "stop")
+        ids = ids[: sampling.max_tokens]
+        return Completion(ids, (0.0,) * len(ids), "length")

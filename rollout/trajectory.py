@@ -1,0 +1,127 @@
+"""What one rollout produced: segments of token ids and the calls that sampled them, as a DAG."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Origin = Literal["prompt", "sampled", "forced"]
+Event = Literal["fork", "join", "final", "malformed", "truncated"]
+Outcome = Literal["answered", "forced_answer", "malformed", "truncated"]
+
+
+class TrajectoryError(ValueError):
+    """A trajectory breaks its own rules: a dangling index, log-probs of the wrong length, a cycle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens of one origin.
+
+    `parents` are indices of the segments that must be complete before this one can start: the edges of the
+    critical path. `logprobs` (one per id, nats, of the sampling policy) exist exactly for sampled segments.
+    `thread` says whose it is: `()` is the root, `(b, k)` the k-th thread (from 1) of the root's b-th block (from 0),
+    `(b, k, b2, k2)` a thread nested in that one.
+
+    >>> Segment("sampled", (5, 6), (-0.1, -2.0), parents=(0,))  # two tokens decoded once segment 0 was there
+    """
+
+    origin: Origin
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+    parents: tuple[int, ...] = ()
+    thread: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One generation request: the segments the model saw, in order, and the one it sampled.
+
+    `event` is how the dialect read its end. The call's thread is the thread of the segment it sampled.
+    """
+
+    context: tuple[int, ...]
+    sampled: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """All that one rollout produced for one prompt; recorded from the ids sent and received, never from text.
+
+    The answer-bearing text is the root's last call. `policy_version` counts the weight updates the sampler had seen.
+
+    >>> prompt, think = Segment("prompt", (1, 2)), Segment("sampled", (3,), (-0.5,), parents=(0,))
+    >>> trajectory = Trajectory("p0", "threadweaver", (prompt, think), (Call((0,), 1, "final"),), "answered")
+    >>> trajectory.context_ids(trajectory.calls[0])
+    [1, 2]
+    """
+
+    problem_id: str
+    dialect: str
+    segments: tuple[Segment, ...]
+    calls: tuple[Call, ...]
+    outcome: Outcome
+    policy_version: int = 0
+    notes: dict[str, int] = field(default_factory=dict[str, int])
+    """Counted happenings on the way, e.g. {"thread/forced_close": 1}; the dashboard sums them under `stop/`."""
+
+    def __post_init__(self) -> None:
+        count = len(self.segments)
+        for index, segment in enumerate(self.segments):
+            if (segment.logprobs is not None) != (segment.origin == "sampled"):
+                raise TrajectoryError(f"segment {index} ({segment.origin}): log-probs belong to sampled segments only")
+            if segment.logprobs is not None and len(segment.logprobs) != len(segment.ids):
+                raise TrajectoryError(f"segment {index}: {len(segment.ids)} ids but {len(segment.logprobs)} log-probs")
+            if any(not 0 <= parent < index for parent in segment.parents):
+                raise TrajectoryError(f"segment {index}: parents {segment.parents} must come before it")
+        for index, call in enumerate(self.calls):
+            if any(not 0 <= used < count for used in (*call.context, call.sampled)):
+                raise TrajectoryError(f"call {index} names a segment outside 0..{count - 1}")
+            if self.segments[call.sampled].origin != "sampled":
+                raise TrajectoryError(f"call {index} says it sampled a {self.segments[call.sampled].origin} segment")
+
+    def ids(self, segments: tuple[int, ...]) -> list[int]:
+        """The token ids of these segments, one after the other."""
+        return [token for index in segments for token in self.segments[index].ids]
+
+    def context_ids(self, call: Call) -> list[int]:
+        """Exactly the ids that were sent for `call`."""
+        return self.ids(call.context)
+
+    def response_ids(self) -> list[int]:
+        """What the root read and wrote after the prompt, joins included: the transcript a person sees."""
+        root = [call for call in self.calls if not self.segments[call.sampled].thread]
+        seen = (*root[-1].context, root[-1].sampled) if root else ()
+        return self.ids(tuple(i for i in seen if self.segments[i].origin != "prompt"))
+
+    def rows(self) -> Iterator[tuple[list[int], tuple[int, ...], tuple[float, ...]]]:
+        """Training rows, one per call: (context ids, sampled ids, their log-probs)."""
+        for call in self.calls:
+            sampled = self.segments[call.sampled]
+            assert sampled.logprobs is not None  # checked in __post_init__
+            yield self.context_ids(call), sampled.ids, sampled.logprobs
+
+    def to_json(self) -> str:
+        """One JSON line; `from_json` gives back an equal trajectory."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> "Trajectory":
+        """Reads a line written by `to_json`. Raises TrajectoryError when the line is not such a trajectory."""
+        try:
+            raw: dict[str, Any] = json.loads(line)
+            segments = tuple(
+                Segment(s["origin"], tuple(s["ids"]), _floats(s["logprobs"]), tuple(s["parents"]), tuple(s["thread"]))
+                for s in raw.pop("segments")
+            )
+            calls = tuple(
+                Call(tuple(c["context"]), c["sampled"], c["event"]) for c in raw.pop("calls")
+            )
+            return cls(segments=segments, calls=calls, **raw)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise TrajectoryError(f"not a trajectory line ({error!r}): {line[:80]!r}") from error
+
+
+def _floats(values: list[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
