@@ -1,0 +1,1 @@
+"""From trajectories to weights: packing, attention, losses, trainers."""

@@ -1,0 +1,187 @@
+"""The only schema: every key a user may set, its type, its default and what it means."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used. One line: the key, what is wrong with it, the nearest valid one."""
+
+
+@dataclass
+class ModelConfig:
+    """Where the policy comes from: a Hugging Face folder or hub name, or `scratch` sizes of a tiny Qwen3."""
+
+    path: str | None = None
+    """Folder or hub name; null builds a fresh Qwen3 of the sizes below with the task's own tokenizer."""
+    revision: str | None = None
+    dtype: str = "float32"
+    """float32 | bfloat16"""
+    attention: str = "tree"
+    """tree (packed tries) | sdpa (one row per call: the oracle)"""
+    gradient_checkpointing: bool = False
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 4
+    head_dim: int = 32
+    intermediate_size: int = 384
+    max_context: int = 1024
+    """Longest prompt + response in tokens, for the sampler and the trainer alike."""
+    rope_theta: float = 10000.0
+
+
+@dataclass
+class DataConfig:
+    """Which task, and how many problems of it."""
+
+    task: str = MISSING
+    """arithmetic | multiplication | countdown | jsonl"""
+    train_problems: int = 4096
+    heldout_problems: int = 500
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The task's own settings, checked against the task's dataclass."""
+
+
+@dataclass
+class DialectConfig:
+    """The tag grammar."""
+
+    name: str = "threadweaver"
+    """threadweaver | sequential (tags are never structure)"""
+
+
+@dataclass
+class RewardConfig:
+    """R = outcome + gate * acceleration. See rewards/acceleration.py for the formulas of `form`."""
+
+    correct_reward: float = 1.0
+    wrong_reward: float = 0.0
+    form: str = "paper"
+    """paper: min(rho * eta, cap) | code: rho * min(eta, cap) | readme: rho * min(L_total/L_critical - 1, cap)"""
+    rho: float = 0.5
+    """0 switches the acceleration term off."""
+    cap: float = 0.2
+
+
+@dataclass
+class AlgorithmConfig:
+    """GRPO over call rows; token-normalised losses only."""
+
+    loss: str = "dapo"
+    """dapo | cispo"""
+    scale_rewards: str = "none"
+    """none (P-GRPO) | group (GRPO, divides by the group's standard deviation)"""
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    steps: int = 100
+    prompts_per_step: int = 16
+    """Over all ranks."""
+    group_size: int = 8
+    micro_batches: int = 1
+    """Gradient-accumulation micro-batches per rank and step; the loss does not depend on it."""
+    epsilon_low: float = 0.2
+    epsilon_high: float = 0.28
+    beta: float = 0.0
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    gap_warn: float = 0.02
+    """Warn when mean |log p_sampler - log p_trainer| exceeds this (nats); bf16 engines sit near 0.01."""
+    gap_stop: float = 0.5
+    """Stop the run above this."""
+
+
+@dataclass
+class SftConfig:
+    """Warm start on demonstrations; steps = 0 skips it."""
+
+    steps: int = 0
+    problems_per_step: int = 24
+    learning_rate: float = 3e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.0
+    parallel_share: float = 0.5
+    """Share of demonstrations written in the parallel form, among problems of two parts and more."""
+
+
+@dataclass
+class RolloutConfig:
+    """The sampler and its budgets. Budgets are in tokens of the response; null means no limit but the context."""
+
+    engine: str = "vllm"
+    """vllm (in this process) | vllm_http (a running server)"""
+    url: str | None = None
+    """vllm_http only, e.g. http://127.0.0.1:8000/v1"""
+    temperature: float = 1.0
+    max_response_tokens: int = 768
+    """L_total may not exceed this."""
+    max_critical_tokens: int | None = None
+    """L_critical may not exceed this."""
+    max_threads: int = 8
+    """Threads per block; a fork of more is malformed."""
+    max_blocks: int = 16
+    """Blocks per trajectory; a fork beyond is malformed."""
+    max_thread_tokens: int | None = None
+    """Sampled tokens of one thread; a thread that reaches it is closed and the parent goes on."""
+    answer_tokens: int = 32
+    """Kept back so that a response out of budget can still close its reasoning and answer."""
+    max_in_flight: int = 256
+    """Calls the engine decodes at once."""
+    gpu_memory_utilization: float = 0.45
+    kv_cache_gib: float = 1.0
+    """CPU only: size of the key/value cache."""
+
+
+@dataclass
+class DeepspeedConfig:
+    """ZeRO stage; null trains without DeepSpeed (one rank, or DDP)."""
+
+    stage: int | None = None
+    """null | 0 | 1 | 2 | 3"""
+    offload_optimizer: bool = False
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go."""
+
+    wandb: str = "offline"
+    """online | offline | disabled"""
+    project: str = "adaptive-parallel-reasoning"
+    progress: bool = True
+    rollouts_every: int = 10
+    """Write all trajectories of every n-th step to rollouts.jsonl; 0 writes none."""
+
+
+@dataclass
+class EvalConfig:
+    """Held-out evaluation at the end of SFT and of RL."""
+
+    problems: int = 500
+    """0 skips it."""
+    temperature: float = 1.0
+
+
+@dataclass
+class Config:
+    """The whole run. `scripts/train.py --cfg job --resolve` prints it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    dialect: DialectConfig = field(default_factory=DialectConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    name: str = "run"
+    """The run's name; its folder is outputs/<name>."""
+    output_dir: str = "outputs/${name}"
+    seed: int = 0
+    dry_run: bool = False
+    """Print the resolved configuration and the plan, then exit."""

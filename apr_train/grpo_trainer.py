@@ -1,0 +1,183 @@
+"""GRPO on forking trajectories: TRL's trainer and loss, with three things replaced.
+
+1. `_generate_and_score_completions`: weights to the sampler, rollouts, rewards, advantages over trajectories, call rows.
+2. `_prepare_inputs`: micro-batches of whole groups, unshuffled, with equal row counts on all ranks.
+3. `_get_per_token_logps_and_entropies`: one forward over the packed trie instead of one padded row per call.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from apr_train.advantage import group_advantages
+from apr_train.guard import GapGate
+from apr_train.metrics import trajectory_metrics
+from apr_train.packing import pack
+from apr_train.rollouts import Rollouts
+from apr_train.rows import Rows, call_rows, pad_rows, split_groups
+from apr_train.tasks.base import Problem
+from apr_train.tree_attention import plan_attention
+from apr_train.weight_sync import full_weights
+from rewards.reward import Reward, Scored
+
+OnRollouts = Callable[[int, list[Scored], list[float], list[float]], None]
+"""Called once a step with (step, trajectories, rewards, advantages) of this rank."""
+
+
+class ForkJoinGRPOTrainer(GRPOTrainer):
+    """Trains the policy that `rollouts` samples. `args` come from `grpo_arguments`; `problems` feed the prompts."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: GRPOConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        problems: Sequence[Problem],
+        *,
+        rollouts: Rollouts,
+        reward: Reward,
+        gate: GapGate,
+        packed: bool,
+        on_rollouts: OnRollouts,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
+        self.packed, self.on_rollouts = packed, on_rollouts
+        self._pushed_step = -1
+        super().__init__(
+            model=model,
+            reward_funcs=[_scored_elsewhere],
+            args=args,
+            train_dataset=Dataset.from_dict(
+                {"prompt": [p.prompt for p in problems], "problem": list(range(len(problems)))}
+            ),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)  # metrics leave through `callbacks`
+
+    # -- 1. rollouts -----------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """One trajectory per input row (whole groups, adjacent) -> call rows on this rank."""
+        step, started = self.state.global_step, time.perf_counter()
+        if step != self._pushed_step:
+            self.rollouts.sampler.load_weights(full_weights(self.accelerator.unwrap_model(self.model)))
+            self._pushed_step = step
+        synced = time.perf_counter()
+        problems = [self.problems[row["problem"]] for row in inputs]
+        seed = hash((self.args.seed, step, self.accelerator.process_index))  # a step is repeatable by itself
+        scored = self.rollouts.collect(problems, temperature=self.temperature, seed=seed)
+        sampled = time.perf_counter()
+        rewards = [self.reward(each) for each in scored]
+        rewards_PG = torch.tensor(rewards, dtype=torch.float32).view(-1, self.num_generations)
+        advantages = group_advantages(rewards_PG, self.scale_rewards).flatten().tolist()
+        self._record(scored, rewards_PG, advantages)
+        self._metrics["train"]["time/sync"].append(synced - started)
+        self._metrics["train"]["time/rollout"].append(sampled - synced)
+        self.on_rollouts(step, scored, rewards, advantages)
+        trajectories = [each.trajectory for each in scored]
+        batch = call_rows(trajectories, advantages, self.num_generations, self.processing_class.pad_token_id)
+        return {key: value.to(self.accelerator.device) for key, value in batch.items()}
+
+    def _record(self, scored: list[Scored], rewards_PG: Tensor, advantages: list[float]) -> None:
+        """Means over all trajectories of all ranks, NaN meaning "does not apply here"."""
+        rows = [
+            trajectory_metrics(each) | {f"reward/{k}": v for k, v in self.reward.parts(each).items()} for each in scored
+        ]
+        names = list(rows[0])
+        table = torch.tensor([[row[name] for name in names] for row in rows], device=self.accelerator.device)
+        means = self.accelerator.gather(table).nanmean(0).tolist()
+        spread = self.accelerator.gather(rewards_PG.to(self.accelerator.device))
+        signal = (spread.nan_to_num(0).amax(1) - spread.nan_to_num(0).amin(1)) > 1e-8
+        metrics = dict(zip(names, means, strict=True)) | {
+            "reward": spread.nanmean().item(),
+            "group/with_signal": signal.float().mean().item(),
+            "advantage/abs_mean": sum(map(abs, advantages)) / len(advantages),
+        }
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+
+    # -- 2. micro-batches ------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """New rollouts at the start of each step, then one micro-batch of whole groups at a time."""
+        parts = self.args.steps_per_generation
+        if self._step % parts == 0 or self._buffered_inputs is None:
+            batch: Rows = self._generate_and_score_completions(generation_batch)
+            sampled = self.accelerator.reduce(batch["completion_mask"].sum(), reduction="sum")
+            self._buffered_inputs = [
+                pad_rows(part, self._most_rows(part)) | {"num_items_in_batch": sampled}
+                for part in split_groups(batch, parts)
+            ]
+        return self._buffered_inputs[self._step % parts]
+
+    def _most_rows(self, part: Rows) -> int:
+        rows = torch.tensor(len(part["advantages"]), device=self.accelerator.device)
+        return int(self.accelerator.gather(rows).max())
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._scoring = inputs  # override 3 compares the sampler's log-probs with its own
+        return super()._compute_loss(model, inputs)
+
+    # -- 3. log-probs ----------------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **options: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(B, C) log-probs and entropies of the last `logits_to_keep` columns. `packed=False` is TRL's own code."""
+        if self.packed:
+            logps, entropies = self._packed_logps(model, input_ids, attention_mask, logits_to_keep)
+            result = logps, entropies, None
+        else:
+            result = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, **options
+            )
+        mask = self._scoring["completion_mask"]
+        gaps = ((result[0].detach() - self._scoring["old_per_token_logps"]).abs() * mask).sum()
+        total, count = self.accelerator.reduce(torch.stack([gaps, mask.sum()]), reduction="sum").tolist()
+        self._metrics["train"]["gap/logprob_mean_abs"].append(self.gate.check(total / max(count, 1)))
+        return result
+
+    def _packed_logps(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int
+    ) -> tuple[Tensor, Tensor]:
+        rows, contexts = [], []
+        for ids, mask in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
+            rows.append([token for token, real in zip(ids, mask, strict=True) if real])
+            contexts.append(sum(mask[:-logits_to_keep]))
+        trained = [b for b, row in enumerate(rows) if len(row) > contexts[b]]
+        # A rank whose rows are all inert still runs the forward that the other ranks' collectives wait for.
+        packed = [rows[b] for b in trained] or [[self.processing_class.pad_token_id] * 2]
+        trie = pack(packed, [contexts[b] for b in trained] or [1])
+        where = torch.full((len(rows), logits_to_keep), trie.unique_tokens)  # one past the end: reads a zero
+        for row, b in zip(trie.where, trained, strict=False):
+            where[b, : len(row) - contexts[b] + 1] = row[contexts[b] - 1 :]
+        device = input_ids.device
+        with self.accelerator.autocast():
+            outputs = model(
+                input_ids=trie.input_ids[None].to(device),
+                position_ids=trie.position_ids[None].to(device),
+                shift_labels=trie.shift_labels[None].to(device),
+                tree=plan_attention(trie, device),
+                fused_lm_head=True,
+            )
+        self._metrics["train"]["perf/packing_ratio"].append(trie.raw_tokens / trie.unique_tokens)
+        where = where.to(device)
+        return _scatter(outputs.log_probs[0], where), _scatter(outputs.entropy[0], where)
+
+
+def _scatter(values_N: Tensor, where_BC: Tensor) -> Tensor:
+    """values[where], reading 0 where `where` is N. A position read by several rows collects all their gradients."""
+    return torch.cat([values_N, values_N.new_zeros(1)])[where_BC]
+
+
+def _scored_elsewhere(completions: list[Any], **_: Any) -> list[float]:
+    """TRL wants a reward function; ours sees trajectories, not completions, so this one must never run."""
+    raise RuntimeError("rewards are computed from trajectories in _generate_and_score_completions")

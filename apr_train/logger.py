@@ -1,0 +1,129 @@
+"""Where metrics go: metrics.jsonl, W&B, and one live line in the terminal."""
+
+import json
+import logging
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+import wandb
+from rich.console import Console
+from rich.live import Live
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from apr_train.config import Config
+
+NAMES = {
+    "loss": "loss/policy",
+    "entropy": "loss/entropy",
+    "grad_norm": "optim/grad_norm",
+    "learning_rate": "optim/learning_rate",
+    "mean_token_accuracy": "loss/token_accuracy",
+    "step_time": "time/update",
+}
+"""What TRL and transformers call it -> what our dashboard calls it. Names with a slash are ours already."""
+
+SHOWN = ("reward", "accuracy", "tree/l_critical", "tree/eta", "loss/policy", "loss/token_accuracy", "perf/tokens_per_s")
+
+
+def quiet_libraries() -> None:
+    """Leaves errors to be seen: no progress bars, banners or advice from libraries between our own lines."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for name in ("wandb", "deepspeed", "DeepSpeed", "torch._library.triton", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+class MetricsLog:
+    """One run's metrics on the main rank; a no-op on the others. Close it, also after an error."""
+
+    def __init__(self, config: Config, folder: Path, is_main: bool) -> None:
+        self.is_main = is_main
+        if not is_main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "metrics.jsonl").open("w", buffering=1)
+        self._wandb = wandb.init(
+            project=config.logger.project,
+            name=config.name,
+            mode=config.logger.wandb,
+            dir=folder,
+            config=asdict(config),
+            settings=wandb.Settings(silent=True),
+        )
+        self._console = Console(stderr=True)
+        live = config.logger.progress and self._console.is_terminal
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True) if live else None
+        if self._live:
+            self._live.start()
+
+    def write(self, stage: str, step: int, steps: int, metrics: dict[str, Any], started: float) -> None:
+        """One step's metrics under `stage` ("sft", "rl"); shows every step live, else every twentieth part."""
+        if not self.is_main:
+            return
+        self._file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
+        self._wandb.log({f"{stage}/step": step, **metrics})
+        line = progress_line(stage, step, steps, metrics, time.perf_counter() - started)
+        if self._live:
+            self._live.update(line)
+        if not self._live and step % max(1, steps // 20) == 0 or step == steps:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """A line for the person watching, above the live one."""
+        if self.is_main:
+            self._console.print(line, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Flushes everything; safe to call twice."""
+        if self.is_main and not self._file.closed:
+            if self._live:
+                self._live.stop()
+            self._file.close()
+            self._wandb.finish()
+
+
+def progress_line(stage: str, step: int, steps: int, metrics: dict[str, Any], seconds: float) -> str:
+    """One line of at most 80 columns.
+
+    >>> progress_line("rl", 5, 50, {"reward": 0.91, "accuracy": 0.88, "tree/eta": 0.4}, 10.0)
+    'rl 5/50 reward 0.91 accuracy 0.88 eta 0.40 left 1:30'
+    """
+    shown = [f"{name.rsplit('/', 1)[-1]} {_short(metrics[name])}" for name in SHOWN if metrics.get(name) is not None]
+    left = int(seconds / step * (steps - step)) if step else 0
+    return " ".join([f"{stage} {step}/{steps}", *shown, f"left {left // 60}:{left % 60:02d}"])
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+class LogCallback(TrainerCallback):
+    """Carries a trainer's logs to the MetricsLog under our names."""
+
+    def __init__(self, log: MetricsLog, stage: str) -> None:
+        self.log, self.stage = log, stage
+        self._started = time.perf_counter()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        if "train_runtime" in logs:  # the trainer's closing summary, not a step
+            return
+        metrics = {NAMES.get(k, k): v for k, v in logs.items() if k in NAMES or "/" in k or k in SHOWN}
+        self.log.write(self.stage, state.global_step, state.max_steps, metrics, self._started)

@@ -1,0 +1,103 @@
+"""Makes the plain Hugging Face folder that a run starts from: weights, tokenizer, and the dialect's tags as tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from apr_train.config import ModelConfig
+from rollout.tokens import Tokens, register_tags
+
+
+class ModelError(ValueError):
+    """The model folder cannot be used (no model in it, context too short). Says what to change."""
+
+
+def prepare_model_folder(config: ModelConfig, tags: Sequence[str], folder: Path, seed: int) -> None:
+    """Writes model and tokenizer to `folder`, every tag being one special token.
+
+    The embedding (and output row) of a new tag is the mean over the tokens its text had before, e.g. `<Thread>` over
+    `<`, `Thread`, `>`. `path: null` builds a Qwen3 of the configured sizes over a character tokenizer; warm-started
+    folders that know the tags already are copied unchanged.
+    """
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(config)
+    tokens = Tokens(tokenizer)
+    spelled = {tag: tokens.text(tag) for tag in tags}
+    known = set(tokenizer.get_vocab())
+    register_tags(tokenizer, tags)
+    model = load_model(config, len(tokenizer))
+    embedding = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with torch.no_grad():
+        for weight in tables.values():  # one table when input and output embeddings are tied
+            for tag in tags:
+                if tag not in known:
+                    weight[tokens.tag(tag)] = weight[list(spelled[tag])].mean(0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of `config.path`, or the character tokenizer of a model made from scratch."""
+    if config.path is None:
+        return character_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(config.path, revision=config.revision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
+    """The model of `config.path` in `config.dtype`, or a fresh Qwen3. Raises ModelError when it cannot be used."""
+    dtype = getattr(torch, config.dtype)
+    if config.path is None:
+        return Qwen3ForCausalLM(_scratch(config, vocabulary)).to(dtype)
+    architecture = AutoConfig.from_pretrained(config.path, revision=config.revision)
+    longest = getattr(architecture, "max_position_embeddings", config.max_context)
+    if longest < config.max_context:
+        raise ModelError(f"model.max_context={config.max_context} is longer than the model's own {longest}: lower it")
+    return AutoModelForCausalLM.from_pretrained(config.path, revision=config.revision, dtype=dtype)
+
+
+def _scratch(config: ModelConfig, vocabulary: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_context,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character or newline, and one for each header `1:` to `9:`; 107 in all."""
+    characters = ["\n", *map(chr, range(32, 127))]
+    headers = [f"{k}:" for k in range(1, 10)]
+    vocabulary = {token: i for i, token in enumerate(["<|pad|>", "<|eos|>", *headers, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|pad|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[1-9]:|[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>")

@@ -1,0 +1,73 @@
+"""Trajectories as the padded call rows that TRL's loss takes, split into micro-batches of whole groups."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rollout.trajectory import Trajectory
+
+Rows = dict[str, Tensor]
+"""prompt_ids, prompt_mask (B, P) left-padded; completion_ids, completion_mask, old_per_token_logps (B, C) right-padded;
+advantages (B,); group (B,), the index of each row's prompt group. Row = one call; every sampled token is in one row."""
+
+
+def call_rows(trajectories: Sequence[Trajectory], advantages: Sequence[float], group_size: int, pad_id: int) -> Rows:
+    """One row per call; all rows of a trajectory carry its one advantage.
+
+    Trajectories come group by group. `old_per_token_logps` are the sampler's own log-probs, so that the ratio of the
+    loss is that of the policy that sampled.
+    """
+    rows = [
+        (context, sampled, logprobs, advantage, index // group_size)
+        for index, (trajectory, advantage) in enumerate(zip(trajectories, advantages, strict=True))
+        for context, sampled, logprobs in trajectory.rows()
+    ]
+    longest_context = max((len(row[0]) for row in rows), default=1)
+    longest_sampled = max((len(row[1]) for row in rows), default=1)
+    batch: Rows = {
+        "prompt_ids": torch.full((len(rows), longest_context), pad_id),
+        "prompt_mask": torch.zeros(len(rows), longest_context, dtype=torch.long),
+        "completion_ids": torch.full((len(rows), longest_sampled), pad_id),
+        "completion_mask": torch.zeros(len(rows), longest_sampled, dtype=torch.long),
+        "old_per_token_logps": torch.zeros(len(rows), longest_sampled),
+        "advantages": torch.tensor([row[3] for row in rows], dtype=torch.float32),
+        "group": torch.tensor([row[4] for row in rows], dtype=torch.long),
+    }
+    for b, (context, sampled, logprobs, _, _) in enumerate(rows):
+        batch["prompt_ids"][b, longest_context - len(context) :] = torch.tensor(context)
+        batch["prompt_mask"][b, longest_context - len(context) :] = 1
+        batch["completion_ids"][b, : len(sampled)] = torch.tensor(sampled)
+        batch["completion_mask"][b, : len(sampled)] = 1
+        batch["old_per_token_logps"][b, : len(sampled)] = torch.tensor(logprobs)
+    return batch
+
+
+def split_groups(batch: Rows, parts: int) -> list[Rows]:
+    """Whole groups into `parts` micro-batches of about equal tokens: the heaviest group to the lightest part.
+
+    Raises ValueError when there are fewer groups than parts.
+    """
+    groups = batch["group"].unique().tolist()
+    if len(groups) < parts:
+        raise ValueError(f"{len(groups)} groups cannot fill {parts} micro-batches: lower algorithm.micro_batches")
+    tokens_B = batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
+    weight = {g: int(tokens_B[batch["group"] == g].sum()) for g in groups}
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    for group in sorted(groups, key=lambda g: (-weight[g], g)):
+        # an empty share first, so that no micro-batch is left without a group
+        min(shares, key=lambda share: (bool(share), sum(weight[g] for g in share))).append(group)
+    chosen = [torch.isin(batch["group"], torch.tensor(share)) for share in shares]
+    return [{key: value[rows] for key, value in batch.items()} for rows in chosen]
+
+
+def pad_rows(batch: Rows, count: int) -> Rows:
+    """Adds inert rows (one visible prompt token, nothing to train) until there are `count`.
+
+    Ranks with unequal rows would crash gloo and hang NCCL where the loss gathers one number per row.
+    """
+    missing = count - len(batch["advantages"])
+    padded = {key: torch.cat([value, value.new_zeros(missing, *value.shape[1:])]) for key, value in batch.items()}
+    if missing:
+        padded["prompt_mask"][-missing:, -1] = 1
+    return padded

@@ -1,0 +1,125 @@
+"""Warm start: TRL's SFTTrainer on demonstrations, recorded as the very calls the sampler would make, packed as tries."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import SFTConfig as TrlSftConfig
+from trl import SFTTrainer
+
+from apr_train.arguments import common_arguments
+from apr_train.config import Config
+from apr_train.packing import pack
+from apr_train.tasks.base import Form, Problem, Task, TaskError
+from apr_train.tree_attention import plan_attention
+from apr_train.weight_sync import save_model
+from rollout.dialects.base import Dialect
+from rollout.engines.replay import ReplayEngine
+from rollout.orchestrator import Budget, run_trajectory
+from rollout.tokens import Tokens
+from rollout.trajectory import Trajectory
+
+
+def record_demonstration(
+    task: Task, problem: Problem, form: Form, dialect: Dialect, tokens: Tokens, budget: Budget, max_context: int
+) -> Trajectory:
+    """The trajectory of a policy that writes this demonstration. Raises TaskError when it breaks budget or grammar."""
+    engine = ReplayEngine(dialect.write(task.demonstration(problem, form)), max_context)
+    prompt = tokens.prompt(problem.prompt)
+    trajectory = asyncio.run(run_trajectory(engine, dialect, problem.id, prompt, budget))
+    flaw = dialect.check(trajectory)
+    if trajectory.outcome != "answered" or flaw:
+        raise TaskError(
+            f"the {form} demonstration of {problem.id} ends {trajectory.outcome!r} ({flaw or 'out of budget'}): "
+            "raise rollout.max_response_tokens, rollout.max_threads or model.max_context, or drop the problem"
+        )
+    return trajectory
+
+
+def demonstration_rows(
+    task: Task,
+    problems: Sequence[Problem],
+    dialect: Dialect,
+    tokens: Tokens,
+    budget: Budget,
+    max_context: int,
+    *,
+    parallel_share: float,
+    seed: int,
+) -> Dataset:
+    """One example per problem: `rows` (its calls, context + sampled) and `contexts` (how much of each is context).
+
+    A problem of one part, or of unknown parts, is shown sequentially; the others in parallel with chance
+    `parallel_share`, drawn from (seed, problem) alone.
+    """
+    rows, contexts = [], []
+    for problem in problems:
+        parallel = (problem.parts or 1) > 1 and random.Random(f"{seed}/{problem.id}").random() < parallel_share
+        form: Form = "parallel" if parallel else "sequential"
+        calls = list(record_demonstration(task, problem, form, dialect, tokens, budget, max_context).rows())
+        rows.append([[*context, *sampled] for context, sampled, _ in calls])
+        contexts.append([len(context) for context, _, _ in calls])
+    return Dataset.from_dict({"rows": rows, "contexts": contexts})
+
+
+def collate_tries(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Examples -> one packed row (1, N) whose labels are the sampled tokens, and the plan its attention follows.
+
+    Each example is a tree of its own, so a token that two examples train counts twice, as it would unpacked.
+    """
+    rows = [row for example in examples for row in example["rows"]]
+    contexts = [context for example in examples for context in example["contexts"]]
+    trees = [index for index, example in enumerate(examples) for _ in example["rows"]]
+    trie = pack(rows, contexts)
+    labels = trie.shift_labels[None]
+    return {
+        "input_ids": trie.input_ids[None],
+        "position_ids": trie.position_ids[None],
+        "labels": labels,  # Trainer counts the batch's items only when this key is there; TRL reads the shifted ones
+        "shift_labels": labels,
+        "tree": plan_attention(trie),
+    }
+
+
+def train_sft(
+    config: Config,
+    load: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    folder: Path,
+    world: PartialState,
+    callbacks: list[TrainerCallback],
+) -> None:
+    """Runs `config.sft.steps` updates and writes model and tokenizer to `folder`.
+
+    `load` is called once the arguments exist: under ZeRO-3 they decide how the model is made.
+    """
+    sft = config.sft
+    args = TrlSftConfig(
+        **common_arguments(config, folder / "trainer"),
+        max_steps=sft.steps,
+        per_device_train_batch_size=sft.problems_per_step // world.num_processes,
+        learning_rate=sft.learning_rate,
+        warmup_steps=sft.warmup_steps,
+        weight_decay=sft.weight_decay,
+        lr_scheduler_type="cosine",
+        adam_beta2=0.95,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    trainer = SFTTrainer(
+        model=load(),
+        args=args,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        data_collator=collate_tries,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder, world.is_main_process)
