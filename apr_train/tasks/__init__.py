@@ -1,0 +1,30 @@
+"""The registry: a task's name and options to the task."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from apr_train.tasks.arithmetic import Arithmetic, ArithmeticOptions
+from apr_train.tasks.base import Task, TaskError
+from apr_train.tasks.countdown import Countdown, CountdownOptions
+from apr_train.tasks.jsonl import Jsonl, JsonlOptions
+from apr_train.tasks.multiplication import Multiplication, MultiplicationOptions
+from apr_train.tasks.options import nearest, read_options
+
+_TASKS: dict[str, tuple[Callable[[Any], Task], type]] = {
+    "arithmetic": (Arithmetic, ArithmeticOptions),
+    "countdown": (Countdown, CountdownOptions),
+    "jsonl": (Jsonl, JsonlOptions),
+    "multiplication": (Multiplication, MultiplicationOptions),
+}
+
+
+def make_task(name: str, options: Mapping[str, Any]) -> Task:
+    """The task `name` with its options. TaskError for an unknown name or option names the nearest valid one.
+
+    >>> make_task("multiplication", {"factors_min": 4}).name
+    'multiplication'
+    """
+    if name not in _TASKS:
+        raise TaskError(f"there is no task {name!r}: {nearest(name, sorted(_TASKS))}")
+    task, schema = _TASKS[name]
+    return task(read_options(name, schema, options))
