@@ -1,0 +1,75 @@
+"""The child process that runs math-verify: a JSON line in, a verdict out. Started as a file, imports only math-verify.
+
+First line out: {"ready": true}, or why not. Then {"answer": "1/2", "gold": "0.5"} gives {"verdict": "correct"}.
+"""
+
+import json
+import logging
+import os
+import resource
+import sys
+from importlib import import_module
+from typing import Any, TextIO
+
+
+def judge(math_verify: Any, answer: str, gold: str) -> str:
+    """A verdict other than `timeout`. An answer that is no mathematics where the gold is, is `unparsable`."""
+
+    def parse(text: str) -> list[Any]:
+        # The parent holds the deadline: math-verify's own one is a signal that C code and sympy's excepts can swallow.
+        return math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)
+
+    gold_values = parse(gold)
+    if not gold_values:
+        return "error"
+    try:
+        values = parse(answer)
+    except MemoryError:
+        raise
+    except Exception:  # parsers of model text may raise anything, and it is always the text
+        return "unparsable"
+    if math_verify.verify(gold_values, values, timeout_seconds=None, raise_on_error=True):
+        return "correct"
+    mathematical = [any(not isinstance(value, str) for value in side) for side in (gold_values, values)]
+    return "unparsable" if mathematical == [True, False] or not values else "wrong"
+
+
+def serve(math_verify: Any, requests: TextIO, replies: TextIO, cpu_s: int) -> None:
+    """Answers each request line until the parent closes the pipe."""
+    for line in requests:
+        # An orphan must not compute for ever; the limit counts the process's whole life, so it moves along.
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + cpu_s)
+        request = json.loads(line)
+        try:
+            verdict = judge(math_verify, request["answer"], request["gold"])
+        except Exception:  # whatever math-verify raises is the verifier's failure, and counted as such
+            verdict = "error"
+        print(json.dumps({"verdict": verdict}), file=replies, flush=True)
+
+
+def limit(kind: int, value: int) -> None:
+    """Sets a soft limit, as far as the machine's hard limit allows."""
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+def main() -> None:
+    """argv: memory limit in bytes, CPU seconds per request."""
+    memory, cpu_s = int(sys.argv[1]), int(sys.argv[2])
+    limit(resource.RLIMIT_AS, memory)
+    limit(resource.RLIMIT_CORE, 0)
+    logging.disable(logging.CRITICAL)
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # a library that prints must not write into the replies
+    try:
+        math_verify = import_module("math_verify")
+    except Exception as error:  # the parent raises it
+        print(json.dumps({"ready": False, "reason": repr(error)}), file=replies, flush=True)
+        return
+    print(json.dumps({"ready": True}), file=replies, flush=True)
+    serve(math_verify, sys.stdin, replies, cpu_s)
+
+
+if __name__ == "__main__":
+    main()
