@@ -31,6 +31,8 @@ class ModelConfig:
     max_context: int = 1024
     """Longest prompt + response in tokens, for the sampler and the trainer alike."""
     rope_theta: float = 10000.0
+    initializer_range: float = 0.05
+    """Standard deviation of fresh weights. 0.05 learns the toy about twice as fast as the usual 0.02 at this width."""
 
 
 @dataclass
@@ -85,7 +87,6 @@ class AlgorithmConfig:
     """Gradient-accumulation micro-batches per rank and step; the loss does not depend on it."""
     epsilon_low: float = 0.2
     epsilon_high: float = 0.28
-    beta: float = 0.0
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     gap_warn: float = 0.02

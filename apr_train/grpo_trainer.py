@@ -81,6 +81,8 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         self._record(scored, rewards_PG, advantages)
         self._metrics["train"]["time/sync"].append(synced - started)
         self._metrics["train"]["time/rollout"].append(sampled - synced)
+        tokens = sum(each.lengths.l_total for each in scored) * self.accelerator.num_processes
+        self._metrics["train"]["perf/tokens_per_s"].append(tokens / (sampled - synced))
         self.on_rollouts(step, scored, rewards, advantages)
         trajectories = [each.trajectory for each in scored]
         batch = call_rows(trajectories, advantages, self.num_generations, self.processing_class.pad_token_id)

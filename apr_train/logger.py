@@ -27,7 +27,15 @@ NAMES = {
 }
 """What TRL and transformers call it -> what our dashboard calls it. Names with a slash are ours already."""
 
-SHOWN = ("reward", "accuracy", "tree/l_critical", "tree/eta", "loss/policy", "loss/token_accuracy", "perf/tokens_per_s")
+SHOWN = {
+    "reward": "reward",
+    "accuracy": "acc",
+    "tree/l_critical": "L_critical",
+    "tree/eta": "eta",
+    "loss/token_accuracy": "token accuracy",
+    "perf/tokens_per_s": "tok/s",
+}
+"""What the live line shows, and under which label."""
 
 
 def quiet_libraries() -> None:
@@ -93,9 +101,9 @@ def progress_line(stage: str, step: int, steps: int, metrics: dict[str, Any], se
     """One line of at most 80 columns.
 
     >>> progress_line("rl", 5, 50, {"reward": 0.91, "accuracy": 0.88, "tree/eta": 0.4}, 10.0)
-    'rl 5/50 reward 0.91 accuracy 0.88 eta 0.40 left 1:30'
+    'rl 5/50 reward 0.91 acc 0.88 eta 0.40 left 1:30'
     """
-    shown = [f"{name.rsplit('/', 1)[-1]} {_short(metrics[name])}" for name in SHOWN if metrics.get(name) is not None]
+    shown = [f"{label} {_short(metrics[name])}" for name, label in SHOWN.items() if metrics.get(name) is not None]
     left = int(seconds / step * (steps - step)) if step else 0
     return " ".join([f"{stage} {step}/{steps}", *shown, f"left {left // 60}:{left % 60:02d}"])
 

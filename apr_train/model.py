@@ -85,6 +85,7 @@ def _scratch(config: ModelConfig, vocabulary: int) -> Qwen3Config:
         head_dim=config.head_dim,
         max_position_embeddings=config.max_context,
         tie_word_embeddings=True,
+        initializer_range=config.initializer_range,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         bos_token_id=None,
         eos_token_id=1,

@@ -1,0 +1,147 @@
+"""From the command line to a checked Config: Hydra's composition with one-line errors that name the nearest key."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from apr_train.config import Config, ConfigError
+from apr_train.validate import check_model_folder, nearest, validate
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TRUNCATION = ("top_p", "top_k", "min_p", "typical_p")
+KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "text"}
+
+
+def register() -> None:
+    """Makes the dataclasses of `apr_train.config` the schema that every YAML and every override is merged into."""
+    ConfigStore.instance().store("schema", Config)
+
+
+def load(overrides: Sequence[str]) -> Config:
+    """Composes `configs/config.yaml` with overrides, for tests and scripts. Raises ConfigError.
+
+    >>> load(["experiment=quickstart", "reward.rho=0.3"]).reward.rho
+    0.3
+    """
+    with translated_errors(overrides):
+        return to_config(_compose(overrides))
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The typed, checked configuration of this process (WORLD_SIZE ranks). Raises ConfigError."""
+    for key in _unknown_keys(composed, Config):
+        raise ConfigError(_unknown(key, OmegaConf.structured(Config)))
+    for key in sorted(OmegaConf.missing_keys(composed)):
+        raise ConfigError(f"{key} has no value; add {key}=... to the command line")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    validate(config, ranks())
+    check_model_folder(config.model)
+    return config
+
+
+def ranks() -> int:
+    """How many processes train together; torchrun and srun say so in WORLD_SIZE."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def translated_errors(overrides: Sequence[str]) -> Iterator[None]:
+    """Turns what Hydra and OmegaConf raise on a wrong command line or YAML into a ConfigError of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for one exception. Hydra wraps OmegaConf's, whose text ends in a line `full_key: a.b`."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _unknown_option(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}; write key=value, and quote what the shell would change"
+    text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    key = re.search(r"full_key: (\S+)", text)
+    if key is None:
+        return " ".join(line.strip() for line in str(error).splitlines() if "https://" not in line)
+    if re.search(r"Key '.*' (is )?not in", text):
+        return _unknown(key[1], _without_values(overrides))
+    if found := re.search(r"Value '(.*)' of type '.*' could not be converted to (\w+)", text):
+        return f"{key[1]}={found[1]}: it takes {KINDS.get(found[2], found[2])}"
+    if found := re.search(r"Value '(.*)' is not a valid bool", text):
+        return f"{key[1]}={found[1]}: it takes true or false"
+    if "is not Optional" in text:
+        return f"{key[1]}=null: it needs a value"
+    return f"{key[1]}: {str(error.__cause__ or error).splitlines()[0]}"
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    options = list(error.options or [])
+    near = nearest(option, options)
+    hint = f"did you mean {group}={near}? " if near else ""
+    return f"unknown option {group}={option}: {hint}(known: {', '.join(options)})"
+
+
+def _unknown(key: str, known: DictConfig) -> str:
+    """`reward.rh0` -> "unknown key reward.rh0; did you mean reward.rho?"."""
+    parent, _, name = key.rpartition(".")
+    if name in TRUNCATION:
+        return (
+            f"{key} does not exist on purpose: truncated sampling biases the importance ratio; "
+            "the whole distribution is sampled, and only rollout.temperature shapes it"
+        )
+    keys = list(_keys(known))
+    if parent == "":
+        keys += [folder.name for folder in CONFIGS.iterdir() if folder.is_dir()]
+    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    if near := nearest(name, siblings):
+        return f"unknown key {key}; did you mean {parent}{'.' * bool(parent)}{near}?"
+    if namesakes := [k for k in keys if k.rpartition(".")[2] == name]:
+        return f"unknown key {key}; did you mean {namesakes[0]}?"
+    return f"unknown key {key}" + (f"; {parent or 'the top level'} has {', '.join(siblings)}" if siblings else "")
+
+
+def _without_values(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of the chosen group options alone: what keys there are to be near to."""
+    groups = [o for o in overrides if re.fullmatch(r"[\w/]+=[\w.-]+", o) and (CONFIGS / o.partition("=")[0]).is_dir()]
+    try:
+        return _compose(groups)
+    except (HydraException, OmegaConfBaseException):  # a YAML file itself holds the unknown key
+        return OmegaConf.structured(Config)
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        yield f"{prefix}{key}"
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, str(key)):
+            continue
+        child = node[key]
+        if isinstance(child, DictConfig):
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _unknown_keys(node: DictConfig, schema: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that `+key=value` added to a dataclass that has no such field."""
+    known = {field.name: field.type for field in fields(schema)}
+    for key in map(str, node):
+        if key not in known:
+            yield f"{prefix}{key}"
+        elif is_dataclass(known[key]):
+            yield from _unknown_keys(node[key], known[key], f"{prefix}{key}.")

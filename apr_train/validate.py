@@ -1,0 +1,211 @@
+"""Refuses a configuration that cannot train rightly, in one line, before any time is spent."""
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from operator import attrgetter
+from pathlib import Path
+
+from apr_train.config import AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
+from rewards.acceleration import FORMS
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.task": ("arithmetic", "multiplication", "countdown", "jsonl"),
+    "dialect.name": ("threadweaver", "sequential"),  # rollout.dialects knows too, but importing it takes seconds
+    "reward.form": tuple(FORMS),
+    "algorithm.scale_rewards": ("none", "group"),
+    "rollout.engine": ("vllm", "vllm_http"),
+    "logger.wandb": ("online", "offline", "disabled"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("tree", "sdpa"),
+}
+AT_LEAST: dict[int, tuple[str, ...]] = {
+    0: (
+        *("seed", "data.seed", "data.heldout_problems", "reward.rho", "reward.cap"),
+        *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay"),
+        *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
+        *("logger.rollouts_every", "eval.problems", "eval.temperature"),
+    ),
+    1: (
+        *("model.hidden_size", "model.layers", "model.heads", "model.kv_heads", "model.head_dim"),
+        *("model.intermediate_size", "model.max_context", "data.train_problems"),
+        *("algorithm.prompts_per_step", "algorithm.micro_batches", "sft.problems_per_step"),
+        *("rollout.max_response_tokens", "rollout.max_critical_tokens", "rollout.max_threads", "rollout.max_blocks"),
+        *("rollout.max_thread_tokens", "rollout.answer_tokens", "rollout.max_in_flight"),
+    ),
+    2: ("algorithm.group_size",),
+}
+ABOVE_ZERO = (
+    *("algorithm.learning_rate", "algorithm.epsilon_low", "algorithm.epsilon_high", "algorithm.max_grad_norm"),
+    *("algorithm.gap_warn", "algorithm.gap_stop", "sft.learning_rate", "model.rope_theta"),
+    *("rollout.temperature", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
+)
+REASONS = {
+    "algorithm.group_size": "an advantage compares rollouts of one prompt",
+    "rollout.temperature": "training needs samples of the policy; greedy decoding belongs to eval.temperature=0",
+}
+
+ROW_MEAN = "it averages within each row first, and a row is one call: tokens of short calls would weigh more"
+WRONG_LOSSES = {
+    "grpo": ROW_MEAN,
+    "sapo": ROW_MEAN,
+    "luspo": "it averages over rows, and a trajectory has as many rows as calls: forking would buy weight",
+    "bnpo": "it divides by the tokens of one micro-batch: the update would depend on how rows are split",
+    "dr_grpo": "it divides by the number of rows: one trajectory's fork would shrink every other's gradient",
+    "vespo": "it weighs by the ratio of a whole row, and a row is one call, not a trajectory",
+}
+
+
+def validate(config: Config, ranks: int = 1) -> None:
+    """Checks meaning (types are the schema's). Reads no file. Raises ConfigError at the first breach.
+
+    >>> validate(config, ranks=2)  # algorithm.prompts_per_step=3 must be a multiple of the number of ranks, 2
+    """
+    for key, options in CHOICES.items():
+        _one_of(key, attrgetter(key)(config), options)
+    for least, keys in AT_LEAST.items():
+        for key in keys:
+            value = attrgetter(key)(config)
+            _need(value is None or value >= least, f"{key}={value} must be at least {least}{_reason(key)}")
+    for key in ABOVE_ZERO:
+        value = attrgetter(key)(config)
+        _need(value > 0, f"{key}={value} must be above 0{_reason(key)}")
+    _need(0.0 <= config.sft.parallel_share <= 1.0, f"sft.parallel_share={config.sft.parallel_share} must be in [0, 1]")
+    _need(bool(config.name) and "/" not in config.name, f"name={config.name!r} must be a folder name, without /")
+    _need(
+        config.reward.correct_reward > config.reward.wrong_reward,
+        f"reward.correct_reward={config.reward.correct_reward} must be above "
+        f"reward.wrong_reward={config.reward.wrong_reward}",
+    )
+    _check_scratch(config.model)
+    _check_rollout(config.rollout, config.model)
+    _check_algorithm(config.algorithm, ranks)
+    _check_problems(config)
+    _check_deepspeed(config)
+
+
+def check_model_folder(model: ModelConfig) -> None:
+    """Refuses a `model.path` that names a folder which is no model folder, or whose model is shorter than
+    `model.max_context`. A hub name (`name`, `owner/name`) is left to the hub. Raises ConfigError."""
+    if model.path is None:
+        return
+    key, folder = f"model.path={model.path}", Path(model.path).expanduser()
+    if not folder.exists():
+        local = model.path.startswith(("/", ".", "~")) or model.path.count("/") > 1
+        _need(not local, f"{key}: there is no such folder (SmolLM2: run scripts/fetch_smollm2.py first)")
+        return
+    _need(folder.is_dir(), f"{key} is a file; name the folder that holds config.json and the weights")
+    for what, patterns in {
+        "config.json": ["config.json"],
+        "weights (*.safetensors or *.bin)": ["*.safetensors", "*.bin"],
+        "tokenizer files": ["tokenizer*", "vocab*"],
+    }.items():
+        found = any(any(folder.glob(pattern)) for pattern in patterns)
+        _need(found, f"{key} is not a model folder: it has no {what}")
+    try:
+        longest = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    except ValueError as error:
+        raise ConfigError(f"{key}: config.json is not JSON ({error})") from error
+    except KeyError:
+        return  # an architecture that does not name its limit
+    _need(
+        model.max_context <= longest,
+        f"model.max_context={model.max_context} is longer than the model's own {longest} positions; lower it",
+    )
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The word that was probably meant: "rh0" among "cap", "rho" gives "rho"; None when nothing is near."""
+    near = get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return near[0] if near else None
+
+
+def _need(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def _reason(key: str) -> str:
+    return f": {REASONS[key]}" if key in REASONS else ""
+
+
+def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:
+    near = nearest(value, options)
+    hint = f"did you mean {near}? " if near else ""
+    _need(value in options, f"{key}={value} does not exist: {hint}(known: {', '.join(options)})")
+
+
+def _check_scratch(model: ModelConfig) -> None:
+    if model.path is not None:
+        return
+    _need(model.heads % model.kv_heads == 0, f"model.heads={model.heads} must be a multiple of model.kv_heads")
+    _need(model.head_dim % 2 == 0, f"model.head_dim={model.head_dim} must be even: rotary positions turn pairs")
+
+
+def _check_rollout(rollout: RolloutConfig, model: ModelConfig) -> None:
+    longest = rollout.max_response_tokens
+    _need(
+        longest < model.max_context,
+        f"rollout.max_response_tokens={longest} leaves no room for a prompt in model.max_context={model.max_context}",
+    )
+    for key, limit in (("max_response_tokens", longest), ("max_critical_tokens", rollout.max_critical_tokens)):
+        _need(
+            limit is None or rollout.answer_tokens < limit,
+            f"rollout.answer_tokens={rollout.answer_tokens} must be below rollout.{key}={limit}",
+        )
+    _need(
+        rollout.gpu_memory_utilization < 1,
+        f"rollout.gpu_memory_utilization={rollout.gpu_memory_utilization} must be below 1: the trainer needs the rest",
+    )
+    if rollout.engine == "vllm_http":
+        url = rollout.url or ""
+        _need(
+            url.startswith(("http://", "https://")),
+            f"rollout.url={rollout.url}: vllm_http needs the server's address, e.g. http://127.0.0.1:8000/v1",
+        )
+    else:
+        _need(rollout.url is None, f"rollout.url={rollout.url} is only for rollout=vllm_http")
+
+
+def _check_algorithm(algorithm: AlgorithmConfig, ranks: int) -> None:
+    loss = algorithm.loss
+    if loss in WRONG_LOSSES:
+        raise ConfigError(f"algorithm.loss={loss} is wrong here, use dapo or cispo: {WRONG_LOSSES[loss]}")
+    _one_of("algorithm.loss", loss, ("dapo", "cispo"))
+    if loss == "cispo":
+        _need(
+            algorithm.epsilon_high >= 1,
+            f"algorithm.epsilon_high={algorithm.epsilon_high} would shrink every gradient: for cispo it is the largest "
+            "importance weight itself, about 5",
+        )
+    else:
+        _need(algorithm.epsilon_low < 1, f"algorithm.epsilon_low={algorithm.epsilon_low} must be below 1 (clip 1 - it)")
+    _need(algorithm.gap_stop >= algorithm.gap_warn, "algorithm.gap_stop must not be below algorithm.gap_warn")
+    prompts = algorithm.prompts_per_step
+    _need(
+        prompts % ranks == 0,
+        f"algorithm.prompts_per_step={prompts} must be a multiple of the number of ranks, {ranks}",
+    )
+    rollouts = prompts // ranks * algorithm.group_size
+    _need(
+        algorithm.micro_batches <= rollouts,
+        f"algorithm.micro_batches={algorithm.micro_batches} is more than a rank's {rollouts} trajectories a step",
+    )
+
+
+def _check_problems(config: Config) -> None:
+    train, heldout = config.data.train_problems, config.data.heldout_problems
+    for key, wanted in (
+        ("algorithm.prompts_per_step", config.algorithm.prompts_per_step if config.algorithm.steps else 0),
+        ("sft.problems_per_step", config.sft.problems_per_step if config.sft.steps else 0),
+    ):
+        _need(wanted <= train, f"{key}={wanted} is more than data.train_problems={train}")
+    wanted = config.eval.problems
+    _need(wanted <= heldout, f"eval.problems={wanted} is more than data.heldout_problems={heldout}")
+
+
+def _check_deepspeed(config: Config) -> None:
+    stage = config.deepspeed.stage
+    _need(stage in (None, 0, 1, 2, 3), f"deepspeed.stage={stage} does not exist; use null, 0, 1, 2 or 3")
+    if config.deepspeed.offload_optimizer:
+        _need(stage not in (None, 0), f"deepspeed.offload_optimizer needs stage 1, 2 or 3, not {stage}")

@@ -1,0 +1,140 @@
+"""A GRPO trainer over prepared trajectories: everything real but the sampler, so that gradients can be compared."""
+
+import asyncio
+import random
+from collections.abc import Coroutine, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import toy_tokens
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from apr_train.arguments import grpo_arguments
+from apr_train.config import Config
+from apr_train.grpo_trainer import ForkJoinGRPOTrainer
+from apr_train.guard import GapGate
+from apr_train.rollouts import Rollouts
+from apr_train.tasks.base import Problem
+from rewards.reward import Outcome, Reward
+from rewards.verdict import Verdict
+from rollout.demonstration import Block, Demonstration
+from rollout.dialects import make_dialect
+from rollout.engine import Completion, Sampling
+from rollout.engines.replay import ReplayEngine
+from rollout.orchestrator import Budget, run_trajectory
+from rollout.trajectory import Trajectory
+
+TOKENS = toy_tokens()
+DIALECT = make_dialect("threadweaver", TOKENS)
+BUDGET = Budget(response=500, answer=8, threads=8, blocks=8)
+
+
+def tiny_model(attention: str, seed: int = 0) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1}
+    config = Qwen3Config(vocab_size=len(TOKENS.tokenizer), tie_word_embeddings=True, **sizes, **heads)
+    config._attn_implementation = attention
+    return Qwen3ForCausalLM(config)
+
+
+def random_demonstration(rng: random.Random) -> Demonstration:
+    """0 to 2 blocks of 1 to 3 threads, few letters: rollouts of a group share tokens."""
+    pieces: list[str | Block] = []
+    for _ in range(rng.randint(0, 2)):
+        pieces.append("".join(rng.choices("ab", k=rng.randint(0, 3))))
+        pieces.append(Block(tuple((rng.choice("ab"), "".join(rng.choices("12", k=3))) for _ in range(rng.randint(1, 3)))))
+    return Demonstration(tuple(pieces), rng.choice("12"))
+
+
+class PreparedSampler:
+    """Plays random demonstrations; their "sampler" log-probs are fixed offsets from what a tiny policy would say."""
+
+    def __init__(self, seed: int, noise: float) -> None:
+        self.max_context, self.policy_version = 1000, 0
+        self.rng, self.noise = random.Random(seed), noise
+        self.loaded: list[dict[str, Tensor]] = []
+
+    def reseed(self, seed: int) -> None: ...
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self.loaded.append({name: tensor.clone() for name, tensor in named_tensors})
+        self.policy_version += 1
+
+    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+        raise NotImplementedError
+
+    def run(self, coroutines: Iterable[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
+        played: list[Trajectory] = []
+        for number, coroutine in enumerate(coroutines):
+            coroutine.close()
+            engine = ReplayEngine(DIALECT.write(random_demonstration(self.rng)), self.max_context)
+            prompt = TOKENS.prompt(f"a{number // 4}=")
+            trajectory = asyncio.run(run_trajectory(engine, DIALECT, f"p{number}", prompt, BUDGET))
+            played.append(self._scored(trajectory))
+        return played
+
+    def _scored(self, trajectory: Trajectory) -> Trajectory:
+        """The log-probs of `tiny_model`, one plain forward per call, plus noise."""
+        model = tiny_model("sdpa")
+        segments = list(trajectory.segments)
+        for call in trajectory.calls:
+            context, sampled = trajectory.context_ids(call), segments[call.sampled].ids
+            logps = separate_logps(model, context, sampled).tolist()
+            noisy = tuple(value + self.rng.uniform(-self.noise, self.noise) for value in logps)
+            segments[call.sampled] = replace(segments[call.sampled], logprobs=noisy)
+        return replace(trajectory, segments=tuple(segments))
+
+
+def separate_logps(model: Qwen3ForCausalLM, context: list[int], sampled: tuple[int, ...]) -> Tensor:
+    """log p(sampled | context), one ordinary forward, nothing shared: the brute force."""
+    ids = torch.tensor([[*context, *sampled]])
+    logits = model(input_ids=ids).logits[0, len(context) - 1 : -1]
+    return torch.log_softmax(logits, -1).gather(-1, torch.tensor(sampled)[:, None])[:, 0]
+
+
+def make_trainer(folder: Path, *, packed: bool, micro_batches: int = 1, noise: float = 0.05, **algorithm: Any) -> ForkJoinGRPOTrainer:
+    config = Config()
+    config.algorithm.prompts_per_step, config.algorithm.group_size, config.algorithm.steps = 4, 4, 2
+    config.algorithm.micro_batches, config.algorithm.learning_rate = micro_batches, 1e-2
+    config.rollout.max_response_tokens = 500
+    stage = algorithm.pop("stage", None)
+    config.deepspeed.stage = stage
+    for key, value in algorithm.items():
+        setattr(config.algorithm, key, value)
+
+    def verdict(response: str, answer: str) -> Verdict:
+        return "correct" if response.endswith(answer) else "wrong"
+
+    world = int(__import__("os").environ.get("WORLD_SIZE", "1"))
+    return ForkJoinGRPOTrainer(
+        tiny_model("tree" if packed else "sdpa"),
+        grpo_arguments(config, folder, world),
+        TOKENS.tokenizer,
+        [Problem(f"p{i}", f"a{i}=", "1") for i in range(8)],
+        rollouts=Rollouts(PreparedSampler(7, noise), DIALECT, TOKENS, verdict, BUDGET),
+        reward=Reward({"outcome": Outcome()}),
+        gate=GapGate(warn=1.0, stop=5.0),
+        packed=packed,
+        on_rollouts=lambda *_: None,
+        callbacks=[],
+    )
+
+
+def rows_of_a_step(trainer: ForkJoinGRPOTrainer) -> list[dict[str, int]]:
+    return [{"problem": i // 4} for i in range(16)]
+
+
+def step_gradient(trainer: ForkJoinGRPOTrainer) -> Tensor:
+    """The whole gradient of one optimizer step, all its micro-batches, as one vector."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    trainer.model.zero_grad()
+    for _ in range(trainer.args.steps_per_generation):
+        inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
+        trainer.compute_loss(trainer.model, inputs).backward()
+        trainer._step += 1
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
