@@ -1,6 +1,7 @@
 """A GRPO trainer over prepared trajectories: everything real but the sampler, so that gradients can be compared."""
 
 import asyncio
+import os
 import random
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
@@ -68,14 +69,19 @@ class PreparedSampler:
         raise NotImplementedError
 
     def run(self, coroutines: Iterable[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
-        played: list[Trajectory] = []
-        for number, coroutine in enumerate(coroutines):
+        """All ranks play the same trajectories and each keeps its share: two ranks see what one would."""
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        mine = 0
+        for coroutine in coroutines:
             coroutine.close()
+            mine += 1
+        played: list[Trajectory] = []
+        for number in range(mine * world):
             engine = ReplayEngine(DIALECT.write(random_demonstration(self.rng)), self.max_context)
             prompt = TOKENS.prompt(f"a{number // 4}=")
             trajectory = asyncio.run(run_trajectory(engine, DIALECT, f"p{number}", prompt, BUDGET))
             played.append(self._scored(trajectory))
-        return played
+        return played[rank * mine : (rank + 1) * mine]
 
     def _scored(self, trajectory: Trajectory) -> Trajectory:
         """The log-probs of `tiny_model`, one plain forward per call, plus noise."""
@@ -96,23 +102,22 @@ def separate_logps(model: Qwen3ForCausalLM, context: list[int], sampled: tuple[i
     return torch.log_softmax(logits, -1).gather(-1, torch.tensor(sampled)[:, None])[:, 0]
 
 
-def make_trainer(folder: Path, *, packed: bool, micro_batches: int = 1, noise: float = 0.05, **algorithm: Any) -> ForkJoinGRPOTrainer:
+def make_trainer(
+    folder: Path, *, packed: bool, micro_batches: int = 1, noise: float = 0.05, stage: int | None = None
+) -> ForkJoinGRPOTrainer:
     config = Config()
     config.algorithm.prompts_per_step, config.algorithm.group_size, config.algorithm.steps = 4, 4, 2
     config.algorithm.micro_batches, config.algorithm.learning_rate = micro_batches, 1e-2
     config.rollout.max_response_tokens = 500
-    stage = algorithm.pop("stage", None)
     config.deepspeed.stage = stage
-    for key, value in algorithm.items():
-        setattr(config.algorithm, key, value)
 
     def verdict(response: str, answer: str) -> Verdict:
         return "correct" if response.endswith(answer) else "wrong"
 
-    world = int(__import__("os").environ.get("WORLD_SIZE", "1"))
+    arguments = grpo_arguments(config, folder, int(os.environ.get("WORLD_SIZE", "1")))
     return ForkJoinGRPOTrainer(
         tiny_model("tree" if packed else "sdpa"),
-        grpo_arguments(config, folder, world),
+        arguments,
         TOKENS.tokenizer,
         [Problem(f"p{i}", f"a{i}=", "1") for i in range(8)],
         rollouts=Rollouts(PreparedSampler(7, noise), DIALECT, TOKENS, verdict, BUDGET),

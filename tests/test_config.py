@@ -1,0 +1,368 @@
+"""Every shipped configuration composes; every mistake on the command line is one line that names the nearest key."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from apr_train.compose import CONFIGS, load
+from apr_train.config import Config, ConfigError, ModelConfig
+from apr_train.plan import Sizes, memory, micro_batch_tokens, plan, sizes_of
+from apr_train.tasks.arithmetic import ArithmeticOptions
+from apr_train.tasks.base import TaskError
+from apr_train.tasks.countdown import CountdownOptions
+from apr_train.tasks.jsonl import JsonlOptions
+from apr_train.tasks.multiplication import MultiplicationOptions
+from apr_train.validate import CHOICES, check_model_folder, validate
+
+OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONFIGS.glob("*/*.yaml"))
+GROUPS = {field.name for field in fields(Config)} - {"name", "output_dir", "seed", "dry_run"} | {"experiment", "debug"}
+TASK_OPTIONS = {
+    "arithmetic": ArithmeticOptions,
+    "multiplication": MultiplicationOptions,
+    "countdown": CountdownOptions,
+    "jsonl": JsonlOptions,
+    "gsm8k": JsonlOptions,
+}
+
+
+@pytest.fixture(autouse=True)
+def smollm2_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model folders are looked for below the working folder; here is one that looks fetched."""
+    monkeypatch.chdir(tmp_path)
+    make_model_folder(tmp_path / "outputs/models/smollm2-135m-instruct", 8192)
+
+
+def make_model_folder(folder: Path, positions: int) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(overrides)
+    return str(error.value)
+
+
+# Shipped files
+
+
+def test_there_is_an_option_in_every_group() -> None:
+    assert {option.split("=")[0] for option in OPTIONS} == GROUPS
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_shipped_option_is_valid_and_its_plan_fits_80_columns(option: str) -> None:
+    assert max(map(len, plan(load([option]), ranks=2).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("debug", [o for o in OPTIONS if o.startswith("debug=")])
+@pytest.mark.parametrize("experiment", [o for o in OPTIONS if o.startswith("experiment=")])
+def test_every_experiment_can_be_debugged(experiment: str, debug: str) -> None:
+    assert load([experiment, debug]).logger.wandb == "disabled"
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_yaml_says_what_it_is_first(file: Path) -> None:
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
+    assert lines[0].startswith("# ")
+
+
+@pytest.mark.parametrize(("name", "schema"), TASK_OPTIONS.items())
+def test_every_task_option_can_be_overridden_without_a_plus(name: str, schema: type) -> None:
+    assert set(load([f"data={name}"]).data.options) == {field.name for field in fields(schema)}
+
+
+def test_choices_are_the_names_that_exist() -> None:
+    from apr_train.tasks import make_task
+    from rewards.acceleration import FORMS
+    from rollout.dialects import DIALECTS
+
+    assert set(CHOICES["dialect.name"]) == set(DIALECTS)
+    assert set(CHOICES["reward.form"]) == set(FORMS)
+    for task in set(CHOICES["data.task"]) - {"jsonl"}:
+        assert make_task(task, {}).name == task
+    with pytest.raises(TaskError, match="there is no file"):
+        make_task("jsonl", {"path": "nowhere.jsonl"}).problems("train", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "wrong", "form", "rho", "cap"),
+    [
+        ("threadweaver_paper", 0.0, "paper", 0.5, 0.2),
+        ("threadweaver_code", -1.0, "code", 0.5, 0.2),
+        ("threadweaver_readme", 0.0, "readme", 0.5, 0.2),
+        ("outcome", 0.0, "paper", 0.0, 0.2),
+    ],
+)
+def test_reward_presets_are_the_published_ones(preset: str, wrong: float, form: str, rho: float, cap: float) -> None:
+    reward = load([f"reward={preset}"]).reward
+    assert (reward.correct_reward, reward.wrong_reward) == (1.0, wrong)
+    assert (reward.form, reward.rho, reward.cap) == (form, rho, cap)
+
+
+def test_the_baseline_differs_from_the_quickstart_in_form_alone() -> None:
+    ours, baseline = load(["experiment=quickstart"]), load(["experiment=sequential_baseline"])
+    for same in ("model", "data", "algorithm", "rollout", "deepspeed", "eval", "seed"):
+        assert getattr(ours, same) == getattr(baseline, same)
+    assert (baseline.dialect.name, baseline.reward.rho) == ("sequential", 0.0)
+
+
+# Precedence
+
+
+def test_command_line_beats_debug_beats_experiment_beats_group() -> None:
+    assert load(["experiment=quickstart"]).sft.steps != 2
+    assert load(["experiment=quickstart", "debug=default"]).sft.steps == 2
+    assert load(["experiment=quickstart", "debug=default", "sft.steps=7"]).sft.steps == 7
+
+
+def test_output_dir_follows_the_name() -> None:
+    assert load(["name=mine"]).output_dir == "outputs/mine"
+
+
+# Mistakes of the command line
+
+KNOWN_REWARDS = "(known: outcome, threadweaver_code, threadweaver_paper, threadweaver_readme)"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.rh0=0.3", "unknown key reward.rh0; did you mean reward.rho?"),
+        ("+reward.foo=1", "unknown key reward.foo; did you mean reward.form?"),
+        ("++reward.rhoo=1", "unknown key reward.rhoo; did you mean reward.rho?"),
+        ("sed=3", "unknown key sed; did you mean seed?"),
+        ("rho=0.3", "unknown key rho; did you mean reward.rho?"),
+        ("modle=tiny", "unknown key modle; did you mean model?"),
+        ("experimnt=quickstart", "unknown key experimnt; did you mean experiment?"),
+        ("data.options.part_max=4", "unknown key data.options.part_max; did you mean data.options.parts_max?"),
+        ("dialect.zzzzz=1", "unknown key dialect.zzzzz; dialect has name"),
+        ("reward=otcome", f"unknown option reward=otcome: did you mean reward=outcome? {KNOWN_REWARDS}"),
+        ("reward=zzz", f"unknown option reward=zzz: {KNOWN_REWARDS}"),
+        ("reward.rho=abc", "reward.rho=abc: it takes a number"),
+        ("algorithm.steps=2.5", "algorithm.steps=2.5: it takes a whole number"),
+        ("dry_run=maybe", "dry_run=maybe: it takes true or false"),
+        ("reward.rho=null", "reward.rho=null: it needs a value"),
+        ("seed", "cannot read 'seed'; write key=value, and quote what the shell would change"),
+        ("data.task=???", "data.task has no value; add data.task=... to the command line"),
+        ("name=${nobody}", "name: Interpolation key 'nobody' not found"),
+    ],
+)
+def test_a_mistake_names_the_nearest(override: str, message: str) -> None:
+    assert refused(override) == message
+
+
+@pytest.mark.parametrize("key", ["rollout.top_p", "+rollout.top_k", "rollout.min_p", "top_p", "+algorithm.top_p"])
+def test_truncated_sampling_is_refused_with_the_reason(key: str) -> None:
+    assert "truncated sampling biases the importance ratio" in refused(f"{key}=0.9")
+
+
+def test_an_unknown_key_in_a_yaml_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    from apr_train import compose
+
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "configs/reward/mine.yaml").write_text("rhoo: 1\n")
+    monkeypatch.setattr(compose, "CONFIGS", tmp_path / "configs")
+    assert refused("reward=mine") == "unknown key reward.rhoo; did you mean reward.rho?"
+
+
+# Meaning
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("algorithm.loss=grpo", "use dapo or cispo: it averages within each row"),
+        ("algorithm.loss=bnpo", "how rows are split"),
+        ("algorithm.loss=dr_grpo", "use dapo or cispo"),
+        ("algorithm.loss=dap", "did you mean dapo?"),
+        ("algorithm.scale_rewards=batch", "(known: none, group)"),
+        ("algorithm.group_size=1", "must be at least 2: an advantage compares"),
+        ("algorithm.micro_batches=129", "more than a rank's 128 trajectories"),
+        ("algorithm.learning_rate=0", "must be above 0"),
+        ("algorithm.gap_stop=0.001", "gap_stop must not be below"),
+        ("algorithm.epsilon_low=1", "must be below 1"),
+        ("rollout.temperature=0", "must be above 0: training needs samples"),
+        ("rollout.max_response_tokens=1024", "leaves no room for a prompt"),
+        ("rollout.max_response_tokens=32", "rollout.answer_tokens=32 must be below rollout.max_response_tokens=32"),
+        ("rollout.max_critical_tokens=16", "must be below rollout.max_critical_tokens=16"),
+        ("rollout.max_thread_tokens=0", "must be at least 1"),
+        ("rollout.engine=vlm", "did you mean vllm?"),
+        ("rollout.url=null rollout=vllm_http", "needs the server's address"),
+        ("rollout.url=http://127.0.0.1:8000/v1", "only for rollout=vllm_http"),
+        ("rollout.gpu_memory_utilization=1.0", "must be below 1"),
+        ("reward.rho=-1", "reward.rho=-1.0 must be at least 0"),
+        ("reward.cap=-0.1", "reward.cap=-0.1 must be at least 0"),
+        ("reward.form=papr", "did you mean paper?"),
+        ("reward.wrong_reward=1", "must be above reward.wrong_reward=1.0"),
+        ("model.dtype=float16", "did you mean bfloat16?"),
+        ("model.attention=flash", "(known: tree, sdpa)"),
+        ("model.kv_heads=3", "must be a multiple of model.kv_heads"),
+        ("model.head_dim=31", "must be even"),
+        ("deepspeed.stage=4", "use null, 0, 1, 2 or 3"),
+        ("deepspeed.offload_optimizer=true", "needs stage 1, 2 or 3"),
+        ("dialect.name=threadweever", "did you mean threadweaver?"),
+        ("data.task=arithmetik", "did you mean arithmetic?"),
+        ("data.train_problems=8", "algorithm.prompts_per_step=16 is more than data.train_problems=8"),
+        ("eval.problems=501", "more than data.heldout_problems=500"),
+        ("sft.parallel_share=1.5", "must be in [0, 1]"),
+        ("logger.wandb=off", "did you mean offline?"),
+        ("name=a/b", "without /"),
+        ("name=''", "without /"),
+    ],
+)
+def test_a_value_that_cannot_train_rightly_is_refused(override: str, words: str) -> None:
+    message = refused(*override.split())
+    assert words in message
+    assert override.split("=")[0].removeprefix("+") in message
+    assert "\n" not in message
+
+
+def test_cispo_needs_a_weight_limit_not_a_clip_width() -> None:
+    assert load(["algorithm=cispo"]).algorithm.epsilon_high == 5.0
+    assert "about 5" in refused("algorithm=cispo", "algorithm.epsilon_high=0.28")
+
+
+def test_prompts_are_whole_on_every_rank() -> None:
+    config = load(["algorithm.prompts_per_step=6"])
+    validate(config, ranks=3)
+    with pytest.raises(ConfigError, match="multiple of the number of ranks, 4"):
+        validate(config, ranks=4)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make_model_folder(folder, positions=512)
+    check_model_folder(ModelConfig(path=str(folder), max_context=512))
+    with pytest.raises(ConfigError, match="longer than the model's own 512 positions"):
+        check_model_folder(ModelConfig(path=str(folder), max_context=513))
+    with pytest.raises(ConfigError, match="is a file"):
+        check_model_folder(ModelConfig(path=str(folder / "config.json")))
+    for file, words in (("tokenizer.json", "tokenizer files"), ("model.safetensors", "weights"), ("config.json", "")):
+        (folder / file).unlink()
+        with pytest.raises(ConfigError, match=f"is not a model folder: it has no {words}"):
+            check_model_folder(ModelConfig(path=str(folder)))
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        check_model_folder(ModelConfig(path=str(tmp_path / "nowhere")))
+    check_model_folder(ModelConfig(path="Qwen/Qwen3-8B"))  # the hub's to find
+
+
+# The plan
+
+
+def test_memory_is_sharded_as_zero_says() -> None:
+    sizes = Sizes(
+        layers=1, hidden=4, heads=1, kv_heads=1, head_dim=4, intermediate=8, vocabulary=10, tied=True
+    )  # 212 parameters
+    assert sizes.parameters == 212
+
+    def bytes_at(stage: str, ranks: int) -> tuple[float, float, float]:
+        need = memory(load([f"deepspeed.stage={stage}", "model.dtype=bfloat16"]), sizes, ranks)
+        return need.weights, need.gradients, need.adam
+
+    assert bytes_at("null", 2) == (424, 424, 848)
+    assert bytes_at("0", 2) == (424, 424, 2544)
+    assert bytes_at("1", 2) == (424, 424, 1272)
+    assert bytes_at("2", 2) == (424, 212, 1272)
+    assert bytes_at("3", 2) == (212, 212, 1272)
+
+
+def test_micro_batch_tokens_are_those_of_the_docstring() -> None:
+    config = load(["algorithm.prompts_per_step=16", "algorithm.group_size=8", "algorithm.micro_batches=4"])
+    assert config.rollout.max_response_tokens == 768
+    assert micro_batch_tokens(config, ranks=2) == 12_288
+
+
+def test_parameters_are_counted_as_the_model_has_them() -> None:
+    from apr_train.model import load_model
+
+    config = load([]).model
+    sizes = sizes_of(config)
+    assert sizes is not None
+    real = sum(weight.numel() for weight in load_model(config, sizes.vocabulary).parameters())
+    assert sizes.parameters == pytest.approx(real, rel=0.01)
+
+
+def test_a_model_that_is_not_here_has_no_estimate() -> None:
+    text = plan(load(["model.path=nobody/nothing"]), ranks=1)
+    assert "size unknown" in text
+    assert "unknown: the model's config.json is not on this machine" in text
+
+
+# The command
+
+
+def command(*overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts/train.py"), *overrides],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("mistake", ["reward.rh0=0.3", "reward=zzz", "reward.form=papr", "data.options.parts_max=0"])
+def test_the_command_tells_a_mistake_in_one_line(mistake: str) -> None:
+    done = command(mistake, "dry_run=true")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_prints_configuration_and_plan_and_leaves_nothing(tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = command("experiment=quickstart", "reward.rho=0.3", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "output_dir: outputs/quickstart" in done.stdout
+    assert "min(0.3 * eta, 0.2)" in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_under_torchrun_only_rank_0_speaks() -> None:
+    other = command("dry_run=true", RANK="1", WORLD_SIZE="2")
+    assert (other.returncode, other.stdout) == (0, "")
+    wrong = command("reward.rh0=1", RANK="1", WORLD_SIZE="2")
+    assert (wrong.returncode, wrong.stderr) == (2, "")
+    odd = command("algorithm.prompts_per_step=3", RANK="0", WORLD_SIZE="2")
+    assert "multiple of the number of ranks, 2" in odd.stderr
+
+
+def test_cfg_job_prints_the_configuration() -> None:
+    done = command("--cfg", "job", "experiment=quickstart")
+    assert done.returncode == 0, done.stderr
+    assert "name: quickstart" in done.stdout
+
+
+def test_only_what_a_user_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scripts.train import train
+
+    module = types.ModuleType("apr_train.run")
+    monkeypatch.setitem(sys.modules, "apr_train.run", module)
+
+    def fail_with(error: Exception) -> None:
+        def run(config: Config) -> None:
+            raise error
+
+        module.run = run  # pyright: ignore[reportAttributeAccessIssue]
+
+    fail_with(TaskError("gsm8k.jsonl:12: empty line"))
+    with pytest.raises(ConfigError, match=r"gsm8k\.jsonl:12: empty line"):
+        train(Config())
+    fail_with(ValueError("a bug"))
+    with pytest.raises(ValueError, match="a bug") as bug:
+        train(Config())
+    assert not isinstance(bug.value, ConfigError)

@@ -1,0 +1,49 @@
+"""The update does not know how many ranks made it, nor which ZeRO stage: real processes, gloo, DeepSpeed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from trainers import make_trainer
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights after two steps of one rank without DeepSpeed, row by row."""
+    trainer = make_trainer(tmp_path_factory.mktemp("alone"), packed=False)
+    trainer.train()
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def weights_of(tmp_path: Path, ranks: int, stage: str, packed: str) -> dict[str, torch.Tensor]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += [str(HERE / "two_ranks_update.py"), stage, packed, str(tmp_path / "weights.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(tmp_path / "weights.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "packed"),
+    [
+        (2, "none", "packed"),
+        (2, "3", "packed"),
+        pytest.param(1, "0", "packed", marks=pytest.mark.slow),
+        pytest.param(1, "1", "packed", marks=pytest.mark.slow),
+        pytest.param(2, "1", "packed", marks=pytest.mark.slow),
+        pytest.param(2, "2", "packed", marks=pytest.mark.slow),
+        pytest.param(2, "2", "rows", marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_and_zero_stages_lead_to_the_same_weights(
+    tmp_path: Path, alone: dict[str, torch.Tensor], ranks: int, stage: str, packed: str
+) -> None:
+    found = weights_of(tmp_path, ranks, stage, packed)
+    assert found.keys() == alone.keys()
+    together = torch.cat([found[name].flatten() for name in alone])
+    expected = torch.cat([tensor.flatten() for tensor in alone.values()])
+    assert float((together - expected).norm() / expected.norm()) < 1e-4
