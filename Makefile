@@ -1,0 +1,44 @@
+# Every command of the project. `make` lists them; each sets up its own environment first and reuses it afterwards.
+SHELL := /bin/bash
+VENV ?= $(or $(APR_VENV),.venv)
+EXTRA ?=
+PYTHON := $(VENV)/bin/python
+
+# One thread per process: on a small machine two OpenMP threads per process are several times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow lint typecheck bench pins clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make the environment (EXTRA=gpu, VENV=folder); instant when nothing changed
+	@scripts/setup.sh "$(EXTRA)" "$(VENV)"
+
+quickstart: setup ## train on this CPU and print the result table
+	@$(PYTHON) scripts/quickstart.py $(ARGS)
+
+test: lint typecheck ## style, types and every test that is not slow
+	@$(PYTHON) -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup ## the slow tests: real engines, several processes
+	@$(PYTHON) -m pytest -m slow $(ARGS)
+
+lint: setup ## ruff: rules and formatting
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+
+typecheck: setup ## types: strict for rollout/ and rewards/
+	@$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
+
+bench: setup ## packing and rollout benchmarks; the last line of each is JSON
+	@$(PYTHON) scripts/bench_packing.py
+	@$(PYTHON) scripts/bench_rollout.py
+
+pins: setup ## compile requirements/{cpu,gpu}.txt from pyproject.toml (ARGS=--upgrade takes newer versions)
+	@scripts/pins.sh "$(VENV)" $(ARGS)
+
+clean: ## remove caches; the environment and outputs/ stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +

