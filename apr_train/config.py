@@ -23,11 +23,11 @@ class ModelConfig:
     """tree (packed tries) | sdpa (one row per call: the oracle)"""
     gradient_checkpointing: bool = False
     hidden_size: int = 128
-    layers: int = 3
+    layers: int = 2
     heads: int = 4
     kv_heads: int = 4
     head_dim: int = 32
-    intermediate_size: int = 384
+    intermediate_size: int = 256
     max_context: int = 1024
     """Longest prompt + response in tokens, for the sampler and the trainer alike."""
     rope_theta: float = 10000.0

@@ -47,7 +47,7 @@ def evaluate(rollouts: Rollouts, problems: Sequence[Problem], temperature: float
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """accuracy (of the judged), l_critical_mean, l_total_mean, trigger_rate, problems; and the same `by_parts`."""
-    summary = _means(records)
+    summary: dict[str, Any] = dict(_means(records))
     parts = sorted({r.parts for r in records if r.parts is not None})
     summary["by_parts"] = {str(p): _means([r for r in records if r.parts == p]) for p in parts}
     return summary

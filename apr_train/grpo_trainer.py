@@ -1,13 +1,13 @@
 """GRPO on forking trajectories: TRL's trainer and loss, with three things replaced.
 
-1. `_generate_and_score_completions`: weights to the sampler, rollouts, rewards, advantages over trajectories, call rows.
+1. `_generate_and_score_completions`: weights to the sampler, rollouts, rewards, one advantage per trajectory, rows.
 2. `_prepare_inputs`: micro-batches of whole groups, unshuffled, with equal row counts on all ranks.
 3. `_get_per_token_logps_and_entropies`: one forward over the packed trie instead of one padded row per call.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -49,10 +49,11 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
     ) -> None:
         self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
         self.packed, self.on_rollouts = packed, on_rollouts
+        self.pad_id, self.group_size, self.micro_batches = _pad_id(tokenizer), *_sizes(args)
         self._pushed_step = -1
         super().__init__(
             model=model,
-            reward_funcs=[_scored_elsewhere],
+            reward_funcs=_scored_elsewhere,
             args=args,
             train_dataset=Dataset.from_dict(
                 {"prompt": [p.prompt for p in problems], "problem": list(range(len(problems)))}
@@ -68,7 +69,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         """One trajectory per input row (whole groups, adjacent) -> call rows on this rank."""
         step, started = self.state.global_step, time.perf_counter()
         if step != self._pushed_step:
-            self.rollouts.sampler.load_weights(full_weights(self.accelerator.unwrap_model(self.model)))
+            self.rollouts.sampler.load_weights(full_weights(self.policy()))
             self._pushed_step = step
         synced = time.perf_counter()
         problems = [self.problems[row["problem"]] for row in inputs]
@@ -76,7 +77,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         scored = self.rollouts.collect(problems, temperature=self.temperature, seed=seed)
         sampled = time.perf_counter()
         rewards = [self.reward(each) for each in scored]
-        rewards_PG = torch.tensor(rewards, dtype=torch.float32).view(-1, self.num_generations)
+        rewards_PG = torch.tensor(rewards, dtype=torch.float32).view(-1, self.group_size)
         advantages = group_advantages(rewards_PG, self.scale_rewards).flatten().tolist()
         self._record(scored, rewards_PG, advantages)
         self._metrics["train"]["time/sync"].append(synced - started)
@@ -85,7 +86,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         self._metrics["train"]["perf/tokens_per_s"].append(tokens / (sampled - synced))
         self.on_rollouts(step, scored, rewards, advantages)
         trajectories = [each.trajectory for each in scored]
-        batch = call_rows(trajectories, advantages, self.num_generations, self.processing_class.pad_token_id)
+        batch = call_rows(trajectories, advantages, self.group_size, self.pad_id)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
     def _record(self, scored: list[Scored], rewards_PG: Tensor, advantages: list[float]) -> None:
@@ -95,8 +96,8 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         ]
         names = list(rows[0])
         table = torch.tensor([[row[name] for name in names] for row in rows], device=self.accelerator.device)
-        means = self.accelerator.gather(table).nanmean(0).tolist()
-        spread = self.accelerator.gather(rewards_PG.to(self.accelerator.device))
+        means = self._gathered(table).nanmean(0).tolist()
+        spread = self._gathered(rewards_PG.to(self.accelerator.device))
         signal = (spread.nan_to_num(0).amax(1) - spread.nan_to_num(0).amin(1)) > 1e-8
         metrics = dict(zip(names, means, strict=True)) | {
             "reward": spread.nanmean().item(),
@@ -106,23 +107,32 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
+    def policy(self) -> PreTrainedModel:
+        """The model without DDP's or DeepSpeed's wrapper."""
+        return cast(PreTrainedModel, self.accelerator.unwrap_model(self.model))
+
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        return cast(Tensor, self.accelerator.gather(tensor))
+
+    def _summed(self, tensor: Tensor) -> Tensor:
+        return cast(Tensor, self.accelerator.reduce(tensor, reduction="sum"))
+
     # -- 2. micro-batches ------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """New rollouts at the start of each step, then one micro-batch of whole groups at a time."""
-        parts = self.args.steps_per_generation
-        if self._step % parts == 0 or self._buffered_inputs is None:
+        if self._step % self.micro_batches == 0 or self._buffered_inputs is None:
             batch: Rows = self._generate_and_score_completions(generation_batch)
-            sampled = self.accelerator.reduce(batch["completion_mask"].sum(), reduction="sum")
+            sampled = self._summed(batch["completion_mask"].sum())
             self._buffered_inputs = [
                 pad_rows(part, self._most_rows(part)) | {"num_items_in_batch": sampled}
-                for part in split_groups(batch, parts)
+                for part in split_groups(batch, self.micro_batches)
             ]
-        return self._buffered_inputs[self._step % parts]
+        return self._buffered_inputs[self._step % self.micro_batches]
 
     def _most_rows(self, part: Rows) -> int:
         rows = torch.tensor(len(part["advantages"]), device=self.accelerator.device)
-        return int(self.accelerator.gather(rows).max())
+        return int(self._gathered(rows).max())
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._scoring = inputs  # override 3 compares the sampler's log-probs with its own
@@ -143,7 +153,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
             )
         mask = self._scoring["completion_mask"]
         gaps = ((result[0].detach() - self._scoring["old_per_token_logps"]).abs() * mask).sum()
-        total, count = self.accelerator.reduce(torch.stack([gaps, mask.sum()]), reduction="sum").tolist()
+        total, count = self._summed(torch.stack([gaps, mask.sum()])).tolist()
         self._metrics["train"]["gap/logprob_mean_abs"].append(self.gate.check(total / max(count, 1)))
         return result
 
@@ -156,7 +166,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
             contexts.append(sum(mask[:-logits_to_keep]))
         trained = [b for b, row in enumerate(rows) if len(row) > contexts[b]]
         # A rank whose rows are all inert still runs the forward that the other ranks' collectives wait for.
-        packed = [rows[b] for b in trained] or [[self.processing_class.pad_token_id] * 2]
+        packed = [rows[b] for b in trained] or [[self.pad_id] * 2]
         trie = pack(packed, [contexts[b] for b in trained] or [1])
         where = torch.full((len(rows), logits_to_keep), trie.unique_tokens)  # one past the end: reads a zero
         for row, b in zip(trie.where, trained, strict=False):
@@ -175,11 +185,22 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         return _scatter(outputs.log_probs[0], where), _scatter(outputs.entropy[0], where)
 
 
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    assert isinstance(tokenizer.pad_token_id, int)  # load_tokenizer sees to it
+    return tokenizer.pad_token_id
+
+
+def _sizes(args: GRPOConfig) -> tuple[int, int]:
+    """(group size, micro-batches of a step)."""
+    assert args.num_generations is not None and args.steps_per_generation is not None
+    return args.num_generations, args.steps_per_generation
+
+
 def _scatter(values_N: Tensor, where_BC: Tensor) -> Tensor:
     """values[where], reading 0 where `where` is N. A position read by several rows collects all their gradients."""
     return torch.cat([values_N, values_N.new_zeros(1)])[where_BC]
 
 
-def _scored_elsewhere(completions: list[Any], **_: Any) -> list[float]:
+def _scored_elsewhere(prompts: list[Any], completions: list[Any], **_: Any) -> list[float | None]:
     """TRL wants a reward function; ours sees trajectories, not completions, so this one must never run."""
     raise RuntimeError("rewards are computed from trajectories in _generate_and_score_completions")

@@ -6,7 +6,7 @@ import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import datasets
 import transformers
@@ -48,6 +48,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+Mode = Literal["online", "offline", "disabled"]
+
+
 class MetricsLog:
     """One run's metrics on the main rank; a no-op on the others. Close it, also after an error."""
 
@@ -60,7 +63,7 @@ class MetricsLog:
         self._wandb = wandb.init(
             project=config.logger.project,
             name=config.name,
-            mode=config.logger.wandb,
+            mode=cast(Mode, config.logger.wandb),
             dir=folder,
             config=asdict(config),
             settings=wandb.Settings(silent=True),
@@ -80,7 +83,7 @@ class MetricsLog:
         line = progress_line(stage, step, steps, metrics, time.perf_counter() - started)
         if self._live:
             self._live.update(line)
-        if not self._live and step % max(1, steps // 20) == 0 or step == steps:
+        if (not self._live and step % max(1, steps // 20) == 0) or step == steps:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:

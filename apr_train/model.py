@@ -38,11 +38,9 @@ def prepare_model_folder(config: ModelConfig, tags: Sequence[str], folder: Path,
     known = set(tokenizer.get_vocab())
     register_tags(tokenizer, tags)
     model = load_model(config, len(tokenizer))
-    embedding = model.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    if len(tokenizer) > rows:
+    if len(tokenizer) > _table(model.get_input_embeddings()).shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    tables = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    tables = {id(table): table for table in map(_table, (model.get_input_embeddings(), model.get_output_embeddings()))}
     with torch.no_grad():
         for weight in tables.values():  # one table when input and output embeddings are tied
             for tag in tags:
@@ -50,6 +48,11 @@ def prepare_model_folder(config: ModelConfig, tags: Sequence[str], folder: Path,
                     weight[tokens.tag(tag)] = weight[list(spelled[tag])].mean(0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _table(layer: torch.nn.Module | None) -> torch.nn.Parameter:
+    assert layer is not None and isinstance(layer.weight, torch.nn.Parameter)  # a causal language model has both
+    return layer.weight
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (the backend must be chosen first: there may be no screen)
+from matplotlib import pyplot as plt
 
 PANELS = {
     "accuracy": "accuracy",
@@ -24,7 +24,9 @@ def plot_runs(runs: Mapping[str, Path], picture: Path, title: str) -> None:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         rows = [row for row in rows if row["stage"] == "rl"]
         for axis, name in zip(axes, PANELS, strict=True):
-            axis.plot([row["step"] for row in rows], [row[name] for row in rows], color=colour, label=label, linewidth=1.8)
+            axis.plot(
+                [row["step"] for row in rows], [row[name] for row in rows], color=colour, label=label, linewidth=1.8
+            )
     for axis, what in zip(axes, PANELS.values(), strict=True):
         axis.set_title(what, fontsize=10)
         axis.set_xlabel("RL step")

@@ -70,7 +70,9 @@ class Rollouts:
         return [self._score(t, problem) for t, problem in zip(trajectories, problems, strict=True)]
 
     def _score(self, trajectory: Trajectory, problem: Problem) -> Scored:
-        return Scored(trajectory, measure(trajectory), self._verdict(trajectory, problem), self.dialect.check(trajectory))
+        return Scored(
+            trajectory, measure(trajectory), self._verdict(trajectory, problem), self.dialect.check(trajectory)
+        )
 
     def _verdict(self, trajectory: Trajectory, problem: Problem) -> Verdict:
         """Only a finished response has an answer to judge."""

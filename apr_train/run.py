@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 
 from apr_train.arguments import grpo_arguments
 from apr_train.config import Config
@@ -159,8 +159,16 @@ def _sft(parts: Parts, start: Path) -> None:
         parallel_share=config.sft.parallel_share,
         seed=config.seed,
     )
-    callbacks = [LogCallback(parts.log, "sft")]
-    train_sft(config, lambda: _load(parts, start), parts.tokens.tokenizer, dataset, parts.folder / "sft", parts.world, callbacks)
+    callbacks: list[TrainerCallback] = [LogCallback(parts.log, "sft")]
+    train_sft(
+        config,
+        lambda: _load(parts, start),
+        parts.tokens.tokenizer,
+        dataset,
+        parts.folder / "sft",
+        parts.world,
+        callbacks,
+    )
     AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin
     parts.world.wait_for_everyone()
 
@@ -184,8 +192,7 @@ def _rl(parts: Parts, start: Path) -> float:
         callbacks=[LogCallback(parts.log, "rl")],
     )
     trainer.train()
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    save_model(model, parts.tokens.tokenizer, parts.folder / "rl", parts.world.is_main_process)
+    save_model(trainer.policy(), parts.tokens.tokenizer, parts.folder / "rl", parts.world.is_main_process)
     parts.world.wait_for_everyone()
     return gate.mean
 
@@ -210,7 +217,13 @@ def _rollout_writer(parts: Parts) -> Any:
             return
         with path.open("a") as file:
             for each, reward, advantage in zip(scored, rewards, advantages, strict=True):
-                head = {"step": step, "reward": reward, "advantage": advantage, "verdict": each.verdict, "flaw": each.flaw}
+                head = {
+                    "step": step,
+                    "reward": reward,
+                    "advantage": advantage,
+                    "verdict": each.verdict,
+                    "flaw": each.flaw,
+                }
                 file.write(json.dumps({**head, "trajectory": json.loads(each.trajectory.to_json())}) + "\n")
 
     return write
@@ -223,7 +236,9 @@ def _evaluate(parts: Parts, folder: Path) -> dict[str, Any]:
     parts.rollouts.sampler.load_weights(saved_weights(folder))
     world = parts.world
     mine = parts.heldout[world.process_index :: world.num_processes]
-    records = evaluate(parts.rollouts, mine, parts.config.eval.temperature, parts.config.seed * 7919 + world.process_index)
+    records = evaluate(
+        parts.rollouts, mine, parts.config.eval.temperature, parts.config.seed * 7919 + world.process_index
+    )
     everyone: list[Record] = sorted(gather_object(records), key=lambda r: r.problem_id)
     if world.is_main_process:
         write_records(folder / "heldout.jsonl", everyone)

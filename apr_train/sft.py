@@ -1,10 +1,10 @@
-"""Warm start: TRL's SFTTrainer on demonstrations, recorded as the very calls the sampler would make, packed as tries."""
+"""Warm start: TRL's SFTTrainer on demonstrations, recorded as the calls a sampler would make, packed as tries."""
 
 import asyncio
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -75,7 +75,7 @@ def collate_tries(examples: list[dict[str, Any]]) -> dict[str, Any]:
     rows = [row for example in examples for row in example["rows"]]
     contexts = [context for example in examples for context in example["contexts"]]
     trees = [index for index, example in enumerate(examples) for _ in example["rows"]]
-    trie = pack(rows, contexts)
+    trie = pack(rows, contexts, trees)
     labels = trie.shift_labels[None]
     return {
         "input_ids": trie.input_ids[None],
@@ -122,4 +122,5 @@ def train_sft(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder, world.is_main_process)
+    trained = cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model))
+    save_model(trained, tokenizer, folder, world.is_main_process)

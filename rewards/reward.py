@@ -12,7 +12,7 @@ from rollout.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A trajectory with all that rewards and metrics look at. `flaw`: the first breach of the strict grammar, or None."""
+    """A trajectory with all that rewards and metrics look at. `flaw`: its first breach of the grammar, if any."""
 
     trajectory: Trajectory
     lengths: Lengths

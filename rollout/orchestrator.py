@@ -94,7 +94,9 @@ class _Run:
             [*context, start, self._add("forced", header, (start,), name)]
             for name, header in zip(names, headers, strict=True)
         ]
-        readings = await asyncio.gather(*(self._sample(view, name, each) for view, name in zip(views, names, strict=True)))
+        readings = await asyncio.gather(
+            *(self._sample(view, name, each) for view, name in zip(views, names, strict=True))
+        )
         base = len(context) + 1  # where a thread's own segments begin in its view
         context.append(start)
         for name, view, reading in zip(names, views, readings, strict=True):

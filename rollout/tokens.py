@@ -6,6 +6,9 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+# pyright: reportUnknownMemberType=false
+# (transformers types its tokenizers only in part)
+
 _SLOT = "\u2063problem\u2063"  # stands for the problem while the chat template is cut in two around it
 
 
@@ -44,7 +47,9 @@ class Tokens:
         """The id of a tag. Raises TagError unless it is exactly one token."""
         ids = self.tokenizer.encode(tag, add_special_tokens=False)
         if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
-            raise TagError(f"tag {tag!r} is {len(ids)} tokens of this tokenizer, not one: run SFT first, or register_tags()")
+            raise TagError(
+                f"tag {tag!r} is {len(ids)} tokens of this tokenizer, not one: run SFT first, or register_tags()"
+            )
         return ids[0]
 
     @property
@@ -76,5 +81,9 @@ class Tokens:
         before, found, after = str(rendered).partition(_SLOT)
         if not found:
             raise TagError("the chat template does not show the user's message: the problem would be lost")
-        encode = self.tokenizer.encode
-        return tuple(encode(before, add_special_tokens=False)), tuple(encode(after, add_special_tokens=False))
+        return self._marks(before), self._marks(after)
+
+    def _marks(self, text: str) -> tuple[int, ...]:
+        """Ids of template text, whose special tokens are meant."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return tuple(ids)

@@ -115,9 +115,7 @@ class Trajectory:
                 Segment(s["origin"], tuple(s["ids"]), _floats(s["logprobs"]), tuple(s["parents"]), tuple(s["thread"]))
                 for s in raw.pop("segments")
             )
-            calls = tuple(
-                Call(tuple(c["context"]), c["sampled"], c["event"]) for c in raw.pop("calls")
-            )
+            calls = tuple(Call(tuple(c["context"]), c["sampled"], c["event"]) for c in raw.pop("calls"))
             return cls(segments=segments, calls=calls, **raw)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise TrajectoryError(f"not a trajectory line ({error!r}): {line[:80]!r}") from error

@@ -26,7 +26,7 @@ RUNS = {"ours": "quickstart", "sequential_baseline": "sequential_baseline"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("outputs/quickstart"))
     arguments, overrides = parser.parse_known_args()
@@ -98,10 +98,16 @@ def show(summary: dict[str, Any], folder: Path) -> None:
     console = Console(width=80)
     console.print(table)
     low, high = summary["speedup_ratio_of_means_ci95"]
-    console.print(f"critical path, sequential over ours: {summary['speedup_ratio_of_means']:.2f}x [{low:.2f}, {high:.2f}]")
+    console.print(
+        f"critical path, sequential over ours: {summary['speedup_ratio_of_means']:.2f}x [{low:.2f}, {high:.2f}]"
+    )
     low, high = summary["speedup_mean_of_ratios_ci95"]
-    console.print(f"mean of per-problem ratios:          {summary['speedup_mean_of_ratios']:.2f}x [{low:.2f}, {high:.2f}]")
-    console.print(f"sampler/trainer gap {summary['gap_logprob_mean_abs']:.1e} nats, {summary['wall_seconds']:.0f} s in all")
+    console.print(
+        f"mean of per-problem ratios:          {summary['speedup_mean_of_ratios']:.2f}x [{low:.2f}, {high:.2f}]"
+    )
+    console.print(
+        f"sampler/trainer gap {summary['gap_logprob_mean_abs']:.1e} nats, {summary['wall_seconds']:.0f} s in all"
+    )
     console.print(f"curves: {folder / 'curves.png'}   everything: {folder / 'summary.json'}")
 
 

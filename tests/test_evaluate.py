@@ -104,6 +104,12 @@ def test_trajectories_that_contradict_themselves_are_refused() -> None:
 
 
 def test_the_progress_line_fits_a_terminal() -> None:
-    metrics = {"reward": 1.123, "accuracy": 0.987, "tree/l_critical": 123.4, "tree/eta": 0.543, "perf/tokens_per_s": 2345.0}
+    metrics = {
+        "reward": 1.123,
+        "accuracy": 0.987,
+        "tree/l_critical": 123.4,
+        "tree/eta": 0.543,
+        "perf/tokens_per_s": 2345.0,
+    }
     line = progress_line("rl", 1000, 2000, {**metrics, "loss/policy": -0.001}, 1000.0)
     assert len(line) <= 80 and line.startswith("rl 1000/2000 reward 1.12 acc 0.99") and line.endswith("left 16:40")

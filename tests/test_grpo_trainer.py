@@ -24,7 +24,9 @@ def test_gradient_is_the_clipped_policy_gradient_by_brute_force(tmp_path: Path) 
     """-1/T sum over trajectories of A * grad of min(ratio, clip(ratio)), one plain forward per call."""
     trainer = make_trainer(tmp_path, packed=True, noise=0.4)  # ratios up to e^0.4 leave [0.8, 1.28]: clipping matters
     collected = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(zip(scored, advantages, strict=True))
+    trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(
+        zip(scored, advantages, strict=True)
+    )
     ours = step_gradient(trainer)
     model, total, count = tiny_model("sdpa"), torch.zeros(()), 0
     for scored, advantage in collected:
@@ -89,7 +91,9 @@ def test_forced_tokens_train_nothing(tmp_path: Path, packed: bool) -> None:
     trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(scored)
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
     targets = inputs["completion_ids"][inputs["completion_mask"].bool()].tolist()
-    sampled = [t for each in collected for call in each.trajectory.calls for t in each.trajectory.segments[call.sampled].ids]
+    sampled = [
+        t for each in collected for call in each.trajectory.calls for t in each.trajectory.segments[call.sampled].ids
+    ]
     assert targets == sampled
     assert any(s.origin == "forced" for each in collected for s in each.trajectory.segments)
 

@@ -20,7 +20,13 @@ def base_model(folder: Path, tied: bool) -> tuple[Path, torch.Tensor, torch.Tens
     """A folder of a model that does not know the tags; its input and output tables."""
     torch.manual_seed(3)
     tokenizer = character_tokenizer()
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 16}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "head_dim": 16,
+    }
     config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=tied, max_position_embeddings=64, **sizes)
     model = Qwen3ForCausalLM(config)
     model.save_pretrained(folder)

@@ -39,7 +39,9 @@ class Spy:
         return await self.inner.complete(prompt_ids, sampling, thread)
 
 
-def play(script: Script, budget: Budget = WIDE, max_context: int = 4000, dialect: Dialect = DIALECT) -> tuple[Trajectory, Spy]:
+def play(
+    script: Script, budget: Budget = WIDE, max_context: int = 4000, dialect: Dialect = DIALECT
+) -> tuple[Trajectory, Spy]:
     spy = Spy(ReplayEngine(script, max_context))
     return asyncio.run(run_trajectory(spy, dialect, "p", TOKENS.prompt("a3b7="), budget)), spy
 
@@ -78,8 +80,9 @@ def test_replay_gives_the_ids_that_were_sent() -> None:
 
 
 def test_lengths_by_hand() -> None:
-    # Root: <think> g o <Parallel><Outlines> 2 x (<Outline> k: letter </Outline>) </Outlines> = 5 + 8 + 1 = 14. Forced: \n 1,
-    # headers <Thread> \n k: 3 each, \n</Parallel> 2. Threads: a345\n</Thread> 6, b78\n</Thread> 5. End: so</think>58<eos> 6.
+    # Root: <think> g o <Parallel><Outlines> 2 x (<Outline> k: letter </Outline>) </Outlines> = 5 + 8 + 1 = 14.
+    # Forced: \n 1, headers <Thread> \n k: 3 each, \n</Parallel> 2.
+    # Threads: a345\n</Thread> 6, b78\n</Thread> 5. End: so</think>58<eos> 6.
     lengths = measure(play(DIALECT.write(TWO))[0])
     assert lengths.l_total == 14 + 1 + (3 + 6) + (3 + 5) + 2 + 6
     assert lengths.l_critical == 14 + 1 + (3 + 6) + 2 + 6
@@ -146,7 +149,9 @@ def test_a_malformed_fork_is_named_and_never_run(text: str) -> None:
 
 def test_white_space_between_tags_is_allowed() -> None:
     script = DIALECT.write(TWO)
-    script[()][0] = turn("<think><Parallel>\n<Outlines>\n<Outline> 1: a</Outline>\n <Outline>2:b</Outline>\n</Outlines>")
+    script[()][0] = turn(
+        "<think><Parallel>\n<Outlines>\n<Outline> 1: a</Outline>\n <Outline>2:b</Outline>\n</Outlines>"
+    )
     assert play(script)[0].outcome == "answered"
 
 
@@ -194,7 +199,9 @@ def test_what_is_written_is_what_is_read(demo: Demonstration) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(DEMOS, st.integers(12, 120), st.integers(1, 30) | st.none(), st.integers(10, 100) | st.none())
-def test_no_budget_is_ever_exceeded(demo: Demonstration, response: int, thread: int | None, critical: int | None) -> None:
+def test_no_budget_is_ever_exceeded(
+    demo: Demonstration, response: int, thread: int | None, critical: int | None
+) -> None:
     script = DIALECT.write(demo)
     script[()] += [turn("1<|eos|>")]  # for a forced answer
     trajectory, _ = play(script, Budget(response, 8, threads=8, blocks=8, critical=critical, thread=thread))
@@ -208,4 +215,6 @@ def test_no_budget_is_ever_exceeded(demo: Demonstration, response: int, thread: 
 def test_lengths_do_not_depend_on_the_order_of_threads(order: list[int]) -> None:
     threads = (("a", "1"), ("b", "22222"), ("c", "333"))
     shuffled = Demonstration((Block(tuple(threads[i] for i in order)),), "0")
-    assert measure(play(DIALECT.write(shuffled))[0]) == measure(play(DIALECT.write(Demonstration((Block(threads),), "0")))[0])
+    assert measure(play(DIALECT.write(shuffled))[0]) == measure(
+        play(DIALECT.write(Demonstration((Block(threads),), "0")))[0]
+    )

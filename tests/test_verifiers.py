@@ -60,7 +60,8 @@ def test_integers_accept_nothing_but_the_reference(text: str, verdict: Verdict) 
 
 
 @pytest.mark.parametrize(
-    ("text", "verdict"), [("A5B1", "correct"), (" A5B1\n", "correct"), ("A5", "wrong"), ("A5B1C2", "wrong"), ("", "unparsable")]
+    ("text", "verdict"),
+    [("A5B1", "correct"), (" A5B1\n", "correct"), ("A5", "wrong"), ("A5B1C2", "wrong"), ("", "unparsable")],
 )
 def test_exact_text_accepts_nothing_but_the_reference(text: str, verdict: Verdict) -> None:
     assert exact_text(said(text), "A5B1") == verdict

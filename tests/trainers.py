@@ -47,7 +47,9 @@ def random_demonstration(rng: random.Random) -> Demonstration:
     pieces: list[str | Block] = []
     for _ in range(rng.randint(0, 2)):
         pieces.append("".join(rng.choices("ab", k=rng.randint(0, 3))))
-        pieces.append(Block(tuple((rng.choice("ab"), "".join(rng.choices("12", k=3))) for _ in range(rng.randint(1, 3)))))
+        pieces.append(
+            Block(tuple((rng.choice("ab"), "".join(rng.choices("12", k=3))) for _ in range(rng.randint(1, 3))))
+        )
     return Demonstration(tuple(pieces), rng.choice("12"))
 
 

@@ -56,7 +56,7 @@ class ThreadWeaver(Reasoning):
         if self.parallel not in ids:
             return 0, "no <Parallel> before </Outlines>"
         start = len(ids) - 1 - ids[::-1].index(self.parallel)
-        rest = [token for token in self._without_blank(ids[start + 1 : -1])]
+        rest = self._without_blank(ids[start + 1 : -1])
         if not rest or rest[0] != self.outlines:
             return 0, "no <Outlines> right after <Parallel>"
         count, at = 0, 1

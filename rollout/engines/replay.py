@@ -1,11 +1,11 @@
-"""An engine that says what it was told to say: demonstrations are recorded through the same orchestrator as rollouts."""
+"""An engine that says what it was told to: demonstrations go through the same orchestrator as rollouts."""
 
 from rollout.dialects.base import Script
 from rollout.engine import Completion, EngineError, Sampling
 
 
 class ReplayEngine:
-    """Serves each thread its scripted turns, cut where a real sampler would stop. Log-probs are 0 (nothing was sampled).
+    """Serves each thread its scripted turns, cut where a real sampler would stop; all log-probs are 0.
 
     >>> engine = ReplayEngine({(): [(5, 6, 7)]}, max_context=100)  # the root's only turn
     """

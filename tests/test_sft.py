@@ -1,0 +1,56 @@
+"""The warm start trains every sampled token of every demonstration once, whatever it shares a batch with."""
+
+from typing import Any
+
+import pytest
+from trainers import BUDGET, DIALECT, TOKENS, separate_logps, tiny_model
+from trl.trainer.utils import add_fused_lm_head
+
+from apr_train.sft import collate_tries, demonstration_rows, record_demonstration
+from apr_train.tasks import make_task
+from apr_train.tasks.base import TaskError
+from rollout.orchestrator import Budget
+
+TASK = make_task("arithmetic", {"parts_max": 3, "steps_min": 3, "steps_max": 4})
+
+
+def examples(count: int, share: float = 0.5) -> list[dict[str, Any]]:
+    problems = TASK.problems("train", count, 0)
+    return list(demonstration_rows(TASK, problems, DIALECT, TOKENS, BUDGET, 1000, parallel_share=share, seed=0))
+
+
+def test_gradient_is_that_of_each_call_by_itself_and_twins_count_twice() -> None:
+    batch = examples(6)
+    batch.append(batch[2])
+    packed, separate = tiny_model("tree"), tiny_model("sdpa")
+    add_fused_lm_head(packed)
+    inputs = {k: v for k, v in collate_tries(batch).items() if k != "labels"}
+    (-packed(**inputs, fused_lm_head=True).log_probs.sum()).backward()
+    for example in batch:
+        for row, context in zip(example["rows"], example["contexts"], strict=True):
+            (-separate_logps(separate, row[:context], tuple(row[context:])).sum()).backward()
+    for (name, ours), theirs in zip(packed.named_parameters(), separate.parameters(), strict=True):
+        assert float((ours.grad - theirs.grad).norm() / theirs.grad.norm()) < 1e-5, name
+
+
+def test_the_label_count_that_divides_the_loss_is_the_number_of_sampled_tokens() -> None:
+    batch = examples(6)
+    sampled = sum(len(row) - c for e in batch for row, c in zip(e["rows"], e["contexts"], strict=True))
+    assert int((collate_tries(batch)["shift_labels"] != -100).sum()) == sampled
+
+
+def test_one_part_is_never_shown_in_parallel_and_others_at_the_chosen_share() -> None:
+    problems = TASK.problems("train", 300, 0)
+    rows = examples(300)
+    forked = {1: [], 2: [], 3: []}
+    for problem, example in zip(problems, rows, strict=True):
+        forked[problem.parts or 0].append(len(example["rows"]) > 1)
+    assert not any(forked[1])
+    assert 0.35 < sum(forked[2] + forked[3]) / len(forked[2] + forked[3]) < 0.65
+
+
+def test_a_demonstration_that_breaks_its_budget_is_refused_before_training() -> None:
+    problem = next(p for p in TASK.problems("train", 9, 0) if p.parts == 3)
+    small = Budget(response=30, answer=8, threads=8, blocks=8)
+    with pytest.raises(TaskError, match="max_response_tokens"):
+        record_demonstration(TASK, problem, "parallel", DIALECT, TOKENS, small, 1000)
