@@ -42,7 +42,6 @@ class DataConfig:
     task: str = MISSING
     """arithmetic | multiplication | countdown | jsonl"""
     train_problems: int = 4096
-    heldout_problems: int = 500
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """The task's own settings, checked against the task's dataclass."""
@@ -162,7 +161,7 @@ class EvalConfig:
     """Held-out evaluation at the end of SFT and of RL."""
 
     problems: int = 500
-    """0 skips it."""
+    """Held-out problems, one sample each; 0 skips it."""
     temperature: float = 1.0
 
 

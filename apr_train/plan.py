@@ -141,7 +141,7 @@ def _work(config: Config, ranks: int) -> list[tuple[str, str]]:
     engine = "vLLM in each process" if rollout.engine == "vllm" else f"vLLM at {rollout.url}"
     most = trajectories * rollout.max_response_tokens
     return [
-        ("data", f"{data.task}, {data.train_problems:,} problems, {data.heldout_problems:,} held out"),
+        ("data", f"{data.task}, {data.train_problems:,} problems, {config.eval.problems:,} held out"),
         ("dialect", config.dialect.name),
         ("reward if right", _right(config.reward)),
         ("reward if wrong", f"{config.reward.wrong_reward:g}"),

@@ -111,7 +111,8 @@ def _chains(segments: Segments) -> list[Chain]:
         if parent < 0:
             chains.append(Chain(start, end))
         elif start == ends[parent]:
-            chains.append(Chain(chains[-1].start, end, chains.pop().prefix))
+            trunk = chains.pop()
+            chains.append(Chain(trunk.start, end, trunk.prefix))
         else:
             above = chains[chain_of[parent]]
             chains.append(Chain(start, end, (*above.prefix, (above.start, ends[parent]))))

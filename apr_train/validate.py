@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
-        *("seed", "data.seed", "data.heldout_problems", "reward.rho", "reward.cap"),
+        *("seed", "data.seed", "reward.rho", "reward.cap"),
         *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("logger.rollouts_every", "eval.problems", "eval.temperature"),
@@ -79,8 +79,8 @@ def validate(config: Config, ranks: int = 1) -> None:
     )
     _check_scratch(config.model)
     _check_rollout(config.rollout, config.model)
+    _check_problems(config, ranks)
     _check_algorithm(config.algorithm, ranks)
-    _check_problems(config)
     _check_deepspeed(config)
 
 
@@ -183,25 +183,20 @@ def _check_algorithm(algorithm: AlgorithmConfig, ranks: int) -> None:
     _need(algorithm.gap_stop >= algorithm.gap_warn, "algorithm.gap_stop must not be below algorithm.gap_warn")
     prompts = algorithm.prompts_per_step
     _need(
-        prompts % ranks == 0,
-        f"algorithm.prompts_per_step={prompts} must be a multiple of the number of ranks, {ranks}",
-    )
-    rollouts = prompts // ranks * algorithm.group_size
-    _need(
-        algorithm.micro_batches <= rollouts,
-        f"algorithm.micro_batches={algorithm.micro_batches} is more than a rank's {rollouts} trajectories a step",
+        prompts // ranks % algorithm.micro_batches == 0,
+        f"algorithm.micro_batches={algorithm.micro_batches} must divide a rank's {prompts // ranks} prompts a step: "
+        "groups are never torn",
     )
 
 
-def _check_problems(config: Config) -> None:
-    train, heldout = config.data.train_problems, config.data.heldout_problems
+def _check_problems(config: Config, ranks: int) -> None:
+    train = config.data.train_problems
     for key, wanted in (
         ("algorithm.prompts_per_step", config.algorithm.prompts_per_step if config.algorithm.steps else 0),
         ("sft.problems_per_step", config.sft.problems_per_step if config.sft.steps else 0),
     ):
         _need(wanted <= train, f"{key}={wanted} is more than data.train_problems={train}")
-    wanted = config.eval.problems
-    _need(wanted <= heldout, f"eval.problems={wanted} is more than data.heldout_problems={heldout}")
+        _need(wanted % ranks == 0, f"{key}={wanted} must be a multiple of the number of ranks, {ranks}")
 
 
 def _check_deepspeed(config: Config) -> None:

@@ -11,7 +11,7 @@ Form = Literal["sequential", "parallel"]
 
 
 class TaskError(ValueError):
-    """A task cannot give what was asked (bad data row, no demonstration, unknown split). Names file, line and reason."""
+    """A task cannot give what was asked (bad row, no demonstration, unknown split). Names file, line and reason."""
 
 
 @dataclass(frozen=True, slots=True)
