@@ -1,0 +1,1 @@
+"""Samplers: vLLM in this process, vLLM over HTTP, and scripted replay."""

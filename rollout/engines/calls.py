@@ -1,0 +1,56 @@
+"""What every vLLM engine does around a call: check it, seed it, run many together."""
+
+import asyncio
+import random
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+from rollout.engine import EngineError, Sampling
+
+Result = TypeVar("Result")
+
+
+def check_call(prompt_ids: list[int], sampling: Sampling, max_context: int) -> None:
+    """Raises EngineError for a call that asks for nothing, or for more than the context holds."""
+    if not prompt_ids or sampling.max_tokens < 1:
+        raise EngineError(f"nothing to sample: {len(prompt_ids)} prompt tokens, max_tokens={sampling.max_tokens}")
+    if len(prompt_ids) + sampling.max_tokens > max_context:
+        raise EngineError(
+            f"{len(prompt_ids)} prompt tokens and max_tokens={sampling.max_tokens} do not fit model.max_context="
+            f"{max_context}: ask for less, or raise it"
+        )
+
+
+class Seeds:
+    """Seeds for calls: the caller's own, or the next of a stream, in the order of the calls.
+
+    Both are folded to 32 bits, because torch's CPU generators read no more: without it, seeds that differ only in
+    their high bits would sample the same tokens.
+
+    >>> Seeds(0).of(Sampling(max_tokens=1, stop_ids=(), seed=(1 << 32) + 5))
+    4
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._stream = random.Random(seed)
+
+    def of(self, sampling: Sampling) -> int:
+        """A seed in [0, 2**32)."""
+        seed = self._stream.getrandbits(32) if sampling.seed is None else sampling.seed
+        return (seed ^ seed >> 32) & 0xFFFFFFFF
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Awaits all; results in order. When one raises, the others are cancelled and have ended before it goes on."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its class: vLLM's messages run over many lines."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

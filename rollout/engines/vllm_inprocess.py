@@ -1,0 +1,259 @@
+"""vLLM in this process: drives its step loop itself, so that a call that ends lets its successor start at once."""
+
+import asyncio
+import os
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+# Read by vLLM when it is imported. On few cores a second OpenMP thread, or vLLM's own binding, is several times slower.
+for _name, _value in {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights and steps are reached in this process
+
+import torch  # noqa: E402
+from vllm import EngineArgs, SamplingParams  # noqa: E402
+from vllm.distributed import parallel_state  # noqa: E402
+from vllm.inputs import tokens_input  # noqa: E402
+from vllm.logprobs import FlatLogprobs  # noqa: E402
+from vllm.outputs import RequestOutput  # noqa: E402
+from vllm.platforms import current_platform  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
+
+from rollout.engine import Completion, EngineError, Sampling  # noqa: E402
+from rollout.engines import vllm_cpu  # noqa: E402
+from rollout.engines.calls import Seeds, check_call, first_line, together  # noqa: E402
+
+Result = TypeVar("Result")
+
+# How many turns of the event loop without a new request mean that every caller who could go on has done so:
+# the hops from a finished call over the gather of its siblings to the next call.
+_QUIET_TURNS = 8
+_GIB = 1 << 30
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """What the engine did since it was built (or since the caller put in a fresh one)."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    """Wall time inside vLLM's step."""
+    sampled_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache; `cached_tokens / prompt_tokens` is the hit rate."""
+
+
+class VllmEngine:
+    """A vLLM engine owned by this process; under torchrun every rank owns one, of world size 1.
+
+    Calls from any number of tasks are decoded together; the driver lives as long as calls wait, so plain `await` works
+    in any event loop and `run` does it from code that has none. Same seed and same order of calls: same tokens.
+
+    Under torchrun, initialise torch.distributed first; all ranks build their engines together. A process can have one
+    engine at a time (vLLM's state is global to it): close it before you build the next.
+
+    >>> engine = VllmEngine("outputs/quickstart/model", max_context=1024, seed=0)
+    >>> engine.run([engine.complete([3, 1, 4], Sampling(max_tokens=2, stop_ids=(7,)))])
+    [Completion(ids=(15, 7), logprobs=(-2.3, -1.1), finish='stop')]
+    """
+
+    _open: ClassVar["weakref.ref[VllmEngine] | None"] = None
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        max_context: int,
+        dtype: str = "float32",
+        max_in_flight: int = 256,
+        kv_cache_gib: float = 1.0,
+        gpu_memory_utilization: float = 0.45,
+        seed: int = 0,
+    ) -> None:
+        """`kv_cache_gib` counts on a CPU, `gpu_memory_utilization` on a GPU. Raises EngineError when vLLM refuses."""
+        if Path(model_path).is_dir() and not (Path(model_path) / "config.json").is_file():
+            raise EngineError(f"{model_path} is no model folder: it has no config.json (save_pretrained writes one)")
+        if VllmEngine._open is not None and VllmEngine._open() is not None:
+            raise EngineError("this process has a vLLM engine already: close() it first")
+        self.max_context = max_context
+        self.policy_version = 0
+        self.stats = EngineStats()
+        self._calls = 0
+        self._waiting: dict[str, asyncio.Future[Completion]] = {}
+        self._driver: asyncio.Task[None] | None = None
+        self._borrowed_group = torch.distributed.is_initialized()
+        self.reseed(seed)
+        on_cpu = current_platform.is_cpu()
+        args = EngineArgs(
+            model=str(model_path),
+            skip_tokenizer_init=True,
+            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            max_model_len=max_context,
+            max_num_seqs=max_in_flight,
+            max_num_batched_tokens=max(8192, max_context),
+            seed=seed,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            gpu_memory_utilization=gpu_memory_utilization,
+            distributed_executor_backend="external_launcher" if self._borrowed_group else "uni",
+        )
+        if on_cpu:
+            vllm_cpu.patch()
+            args.enforce_eager = True
+            args.kv_cache_memory_bytes = int(kv_cache_gib * _GIB)
+            os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would silently win over kv_cache_gib
+            args.block_size = 32  # the default of 128 finds no common prefix in short trajectories
+            args.enable_chunked_prefill = False  # a seeded request that prefills in chunks crashes vLLM's CPU runner
+        if self._borrowed_group:  # what vLLM's external launcher reads
+            os.environ.setdefault("RANK", str(torch.distributed.get_rank()))
+            os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise EngineError("initialise torch.distributed before the engine: else vLLM starts a world of its own")
+        try:
+            with vllm_cpu.thread_setting_kept():
+                self._engine = LLMEngine.from_engine_args(args)
+        except Exception as error:
+            if not self._borrowed_group:
+                parallel_state.cleanup_dist_env_and_memory()
+            raise EngineError(f"vLLM cannot serve {model_path}: {first_line(error)}") from error
+        VllmEngine._open = weakref.ref(self)
+        self._vocabulary = self._engine.model_config.get_vocab_size()
+
+    def reseed(self, seed: int) -> None:
+        """Restarts the stream that seeds calls without a seed of their own, e.g. at each training step."""
+        self._seeds = Seeds(seed)
+
+    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+        """Samples one continuation. Raises EngineError for a call that cannot be served."""
+        params = self._params(prompt_ids, sampling)
+        self._calls += 1
+        name = str(self._calls)
+        future = asyncio.get_running_loop().create_future()
+        try:
+            self._engine.add_request(name, tokens_input(prompt_ids), params)
+        except ValueError as error:
+            raise EngineError(f"vLLM refuses a call: {first_line(error)}") from error
+        self._waiting[name] = future
+        if self._driver is None or self._driver.done():
+            self._driver = asyncio.create_task(self._drive())
+        try:
+            return await future
+        finally:
+            if self._waiting.pop(name, None):  # still decoding: the caller was cancelled
+                self._engine.abort_request([name])
+
+    def run(self, coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+        """Runs coroutines that call this engine; results in order. The first exception cancels the others."""
+        return asyncio.run(together(coroutines))
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Takes all parameters of the trainer (Hugging Face names, whole tensors); empties the prefix cache.
+
+        Raises EngineError when calls are in flight, or when a parameter is unknown, missing or of another shape.
+        """
+        if self._waiting:
+            raise EngineError(f"{len(self._waiting)} calls are being sampled: load weights between rollouts")
+        try:
+            (missing,) = self._engine.apply_model(lambda model: _load(model, named_tensors))
+        except (KeyError, ValueError, AssertionError, RuntimeError) as error:
+            raise EngineError(f"vLLM refuses the trainer's weights: {first_line(error)}") from error
+        if missing:
+            raise EngineError(f"{len(missing)} parameters were not sent, e.g. {min(missing)}: send all of them")
+        if not self._engine.reset_prefix_cache():
+            raise EngineError("vLLM kept its prefix cache, which would mix old and new weights")
+        self.policy_version += 1
+
+    def close(self) -> None:
+        """Frees the engine, so that another can be built; a process group that was there before it stays."""
+        destroy = parallel_state.destroy_distributed_environment
+        if self._borrowed_group:
+            parallel_state.destroy_distributed_environment = _forget_world
+        try:
+            self._engine.engine_core.shutdown()
+        finally:
+            parallel_state.destroy_distributed_environment = destroy
+        VllmEngine._open = None
+
+    def _params(self, prompt_ids: list[int], sampling: Sampling) -> SamplingParams:
+        check_call(prompt_ids, sampling, self.max_context)
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocabulary:
+            raise EngineError(f"a prompt id is outside the model's vocabulary of {self._vocabulary}: wrong tokenizer?")
+        return SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=list(sampling.stop_ids),
+            ignore_eos=True,  # stop ids are the caller's alone
+            seed=self._seeds.of(sampling),
+            logit_bias=dict.fromkeys(sampling.banned_ids, float("-inf")) or None,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+
+    async def _drive(self) -> None:
+        """Lets callers go on until none can, decodes one token for every call in flight, hands out what is finished."""
+        while self._waiting:
+            await self._settle()
+            try:
+                outputs = self._step()
+            except Exception as error:
+                waiting, self._waiting = self._waiting, {}
+                for future in waiting.values():
+                    future.set_exception(EngineError(f"vLLM failed while decoding: {first_line(error)}"))
+                return
+            for name, completion in outputs:
+                self._waiting.pop(name).set_result(completion)
+
+    async def _settle(self) -> None:
+        quiet, seen = 0, self._calls
+        while quiet < _QUIET_TURNS:
+            await asyncio.sleep(0)
+            quiet, seen = (quiet + 1, seen) if self._calls == seen else (0, self._calls)
+
+    def _step(self) -> list[tuple[str, Completion]]:
+        start = time.perf_counter()
+        outputs = [output for output in self._engine.step() if isinstance(output, RequestOutput)]
+        self.stats.step_seconds += time.perf_counter() - start
+        self.stats.steps += 1
+        finished = [(output.request_id, _completion(output)) for output in outputs]
+        for output, (_, completion) in zip(outputs, finished, strict=True):
+            self.stats.sampled_tokens += len(completion.ids)
+            self.stats.prompt_tokens += len(output.prompt_token_ids or ())
+            self.stats.cached_tokens += output.num_cached_tokens or 0
+        return finished
+
+
+def _completion(output: RequestOutput) -> Completion:
+    sample = output.outputs[0]
+    if sample.finish_reason not in ("stop", "length") or not isinstance(sample.logprobs, FlatLogprobs):
+        raise EngineError(f"vLLM ended call {output.request_id} with {sample.finish_reason!r}")
+    return Completion(tuple(sample.token_ids), tuple(sample.logprobs.logprobs), sample.finish_reason)
+
+
+def _load(model: torch.nn.Module, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+    """Loads, and names the parameters that got nothing."""
+    load = cast(Callable[[Iterable[tuple[str, torch.Tensor]]], set[str]], model.load_weights)
+    loaded = load(named_tensors)
+    return {name for name, _ in model.named_parameters()} - loaded
+
+
+def _forget_world() -> None:
+    """What vLLM does to end its world, but for destroying the process group, which is the trainer's."""
+    if parallel_state._WORLD is not None:  # pyright: ignore[reportPrivateUsage]
+        parallel_state._WORLD.destroy()  # pyright: ignore[reportPrivateUsage]
+    parallel_state._WORLD = None  # pyright: ignore[reportPrivateUsage]
