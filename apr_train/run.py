@@ -113,7 +113,7 @@ def _sampler(config: Config, model: Path) -> Any:
     if rollout.engine == "vllm_http":
         from rollout.engines.vllm_http import VllmHttpEngine
 
-        return VllmHttpEngine(str(rollout.url), str(model), max_context=config.model.max_context)
+        return VllmHttpEngine(str(rollout.url), max_context=config.model.max_context, weights_folder=model.parent)
     from rollout.engines.vllm_inprocess import VllmEngine
 
     return VllmEngine(

@@ -79,6 +79,10 @@ def validate(config: Config, ranks: int = 1) -> None:
     )
     _check_scratch(config.model)
     _check_rollout(config.rollout, config.model)
+    _need(
+        config.rollout.engine != "vllm_http" or ranks == 1,
+        f"rollout=vllm_http takes weights from one trainer, not from {ranks} ranks: use rollout=vllm, one engine a rank",
+    )
     _check_problems(config, ranks)
     _check_algorithm(config.algorithm, ranks)
     _check_deepspeed(config)
