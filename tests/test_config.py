@@ -240,6 +240,13 @@ def test_prompts_are_whole_on_every_rank() -> None:
         validate(config, ranks=4)
 
 
+def test_a_server_takes_weights_from_one_trainer_only() -> None:
+    config = load(["rollout=vllm_http", "rollout.url=http://127.0.0.1:8000/v1"])
+    validate(config)
+    with pytest.raises(ConfigError, match="one engine a rank"):
+        validate(config, ranks=2)
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     make_model_folder(folder, positions=512)
