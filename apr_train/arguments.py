@@ -8,6 +8,9 @@ from trl import GRPOConfig
 
 from apr_train.config import Config, DeepspeedConfig
 
+LR_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+"""Our name -> transformers' name."""
+
 
 def common_arguments(config: Config, folder: Path) -> dict[str, Any]:
     """What SFT and GRPO share. Metrics leave through our own callback, so every built-in reporter is off."""
@@ -44,7 +47,7 @@ def grpo_arguments(config: Config, folder: Path, world_size: int) -> GRPOConfig:
         num_generations=algorithm.group_size,
         learning_rate=algorithm.learning_rate,
         warmup_steps=algorithm.warmup_steps,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type=LR_SCHEDULES[algorithm.lr_schedule],
         weight_decay=algorithm.weight_decay,
         temperature=config.rollout.temperature,
         loss_type=algorithm.loss,

@@ -5,8 +5,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from rollout.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
     """The configuration cannot be used. One line: the key, what is wrong with it, the nearest valid one."""
 
 
@@ -77,6 +79,8 @@ class AlgorithmConfig:
     scale_rewards: str = "none"
     """none (P-GRPO) | group (GRPO, divides by the group's standard deviation)"""
     learning_rate: float = 1e-6
+    lr_schedule: str = "constant"
+    """constant | linear | cosine, after the warm-up; the latter two end at 0"""
     warmup_steps: int = 0
     steps: int = 100
     prompts_per_step: int = 16
@@ -87,6 +91,9 @@ class AlgorithmConfig:
     epsilon_low: float = 0.2
     epsilon_high: float = 0.28
     max_grad_norm: float = 1.0
+    """Of GRPO and of the warm start."""
+    save_every: int = 50
+    """Write rl/ after every n-th step, so that an error later loses at most n; 0 writes it at the end only."""
     weight_decay: float = 0.0
     gap_warn: float = 0.02
     """Warn when mean |log p_sampler - log p_trainer| exceeds this (nats); bf16 engines sit near 0.01."""
@@ -153,7 +160,7 @@ class LoggerConfig:
     project: str = "adaptive-parallel-reasoning"
     progress: bool = True
     rollouts_every: int = 10
-    """Write all trajectories of every n-th step to rollouts.jsonl; 0 writes none."""
+    """Write all trajectories of every n-th step to rollouts-rank<r>.jsonl; 0 writes none."""
 
 
 @dataclass

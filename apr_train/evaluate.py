@@ -28,9 +28,11 @@ class Record:
     blocks: int
 
 
-def evaluate(rollouts: Rollouts, problems: Sequence[Problem], temperature: float, seed: int) -> list[Record]:
-    """One sample per problem, in order."""
-    scored = rollouts.collect(problems, temperature=temperature, seed=seed)
+def evaluate(
+    rollouts: Rollouts, problems: Sequence[Problem], temperature: float, seed: int, first: int = 0
+) -> list[Record]:
+    """One sample per problem, in order; `first` is the number of the first problem among all ranks' problems."""
+    scored = rollouts.collect(problems, temperature=temperature, seed=seed, first=first)
     return [
         Record(
             problem.id,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -25,6 +26,7 @@ from apr_train.tasks.base import Problem
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import full_weights
 from rewards.reward import Reward, Scored
+from rollout.orchestrator import mix
 
 OnRollouts = Callable[[int, list[Scored], list[float], list[float]], None]
 """Called once a step with (step, trajectories, rewards, advantages) of this rank."""
@@ -73,13 +75,14 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
             self._pushed_step = step
         synced = time.perf_counter()
         problems = [self.problems[row["problem"]] for row in inputs]
-        seed = hash((self.args.seed, step, self.accelerator.process_index))  # a step is repeatable by itself
-        scored = self.rollouts.collect(problems, temperature=self.temperature, seed=seed)
+        seed, first = mix(self.args.seed, step), self.accelerator.process_index * len(problems)
+        scored = self.rollouts.collect(problems, temperature=self.temperature, seed=seed, first=first)
         sampled = time.perf_counter()
         rewards = [self.reward(each) for each in scored]
         rewards_PG = torch.tensor(rewards, dtype=torch.float32).view(-1, self.group_size)
-        advantages = group_advantages(rewards_PG, self.scale_rewards).flatten().tolist()
-        self._record(scored, rewards_PG, advantages)
+        advantages_PG = group_advantages(rewards_PG, self.scale_rewards)
+        advantages = advantages_PG.flatten().tolist()
+        self._record(scored, rewards_PG, advantages_PG)
         self._metrics["train"]["time/sync"].append(synced - started)
         self._metrics["train"]["time/rollout"].append(sampled - synced)
         tokens = sum(each.lengths.l_total for each in scored) * self.accelerator.num_processes
@@ -89,7 +92,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         batch = call_rows(trajectories, advantages, self.group_size, self.pad_id)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
-    def _record(self, scored: list[Scored], rewards_PG: Tensor, advantages: list[float]) -> None:
+    def _record(self, scored: list[Scored], rewards_PG: Tensor, advantages_PG: Tensor) -> None:
         """Means over all trajectories of all ranks, NaN meaning "does not apply here"."""
         rows = [
             trajectory_metrics(each) | {f"reward/{k}": v for k, v in self.reward.parts(each).items()} for each in scored
@@ -97,12 +100,12 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         names = list(rows[0])
         table = torch.tensor([[row[name] for name in names] for row in rows], device=self.accelerator.device)
         means = self._gathered(table).nanmean(0).tolist()
-        spread = self._gathered(rewards_PG.to(self.accelerator.device))
-        signal = (spread.nan_to_num(0).amax(1) - spread.nan_to_num(0).amin(1)) > 1e-8
+        rewards = self._gathered(rewards_PG.to(self.accelerator.device))
+        advantages = self._gathered(advantages_PG.to(self.accelerator.device)).abs()
         metrics = dict(zip(names, means, strict=True)) | {
-            "reward": spread.nanmean().item(),
-            "group/with_signal": signal.float().mean().item(),
-            "advantage/abs_mean": sum(map(abs, advantages)) / len(advantages),
+            "reward": rewards.nanmean().item(),
+            "group/with_signal": (advantages.amax(1) > 0).float().mean().item(),
+            "advantage/abs_mean": advantages.mean().item(),
         }
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
@@ -160,13 +163,12 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
     def _packed_logps(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int
     ) -> tuple[Tensor, Tensor]:
-        rows, contexts = [], []
-        for ids, mask in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
-            rows.append([token for token, real in zip(ids, mask, strict=True) if real])
-            contexts.append(sum(mask[:-logits_to_keep]))
+        ids_BL, real_BL = input_ids.cpu().numpy(), attention_mask.bool().cpu().numpy()
+        rows = [ids[real] for ids, real in zip(ids_BL, real_BL, strict=True)]
+        contexts = real_BL[:, :-logits_to_keep].sum(1).tolist()
         trained = [b for b, row in enumerate(rows) if len(row) > contexts[b]]
         # A rank whose rows are all inert still runs the forward that the other ranks' collectives wait for.
-        packed = [rows[b] for b in trained] or [[self.pad_id] * 2]
+        packed = [rows[b] for b in trained] or [np.array([self.pad_id] * 2)]
         trie = pack(packed, [contexts[b] for b in trained] or [1])
         where = torch.full((len(rows), logits_to_keep), trie.unique_tokens)  # one past the end: reads a zero
         for row, b in zip(trie.where, trained, strict=False):

@@ -1,11 +1,17 @@
-"""Refuses to train a policy that is not the one that sampled."""
+"""Refuses to train a policy that is not the one that sampled, and keeps what was trained so far."""
 
 import logging
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rollout.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-class GapError(RuntimeError):
+class GapError(UserError, RuntimeError):
     """The trainer's log-probs are too far from the sampler's: weights were not synced, or masks or dtypes differ."""
 
 
@@ -36,3 +42,14 @@ class GapGate:
             logger.warning("sampler and trainer differ by %.3g nats a token (algorithm.gap_warn=%g)", gap, self.warn)
         self._sum, self._count = self._sum + gap, self._count + 1
         return gap
+
+
+class SaveCallback(TrainerCallback):
+    """Calls `save` on every rank after every n-th step (0: never); saving under ZeRO-3 is collective."""
+
+    def __init__(self, every: int, save: Callable[[], None]) -> None:
+        self.every, self.save = every, save
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.every and state.global_step % self.every == 0:
+            self.save()

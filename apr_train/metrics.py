@@ -23,7 +23,9 @@ def trajectory_metrics(scored: Scored) -> dict[str, float]:
         "tree/parallel_ratio": lengths.parallel_ratio,
         "tree/threads": lengths.threads / lengths.blocks if lengths.blocks else NAN,
         "tree/strict_format": float(scored.flaw is None),
-        "tree/forced_thread_closes": float(trajectory.notes.get("thread/forced close", 0)),
+        "tree/threads_cut": float(trajectory.notes.get("thread/forced close", 0)),
+        "tree/threads_ended_by_eos": float(trajectory.notes.get("thread/eos", 0)),
+        "tree/forks_without_room": float(trajectory.notes.get("fork/no room", 0)),
         **{f"stop/{name}": float(trajectory.outcome == name) for name in get_args(Outcome)},
         **{f"verify/{name}": float(scored.verdict == name) for name in get_args(Verdict)},
     }

@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from apr_train.config import ModelConfig
+from rollout.errors import UserError
 from rollout.tokens import Tokens, register_tags
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """The model folder cannot be used (no model in it, context too short). Says what to change."""
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from apr_train.config import RolloutConfig
 from apr_train.tasks.base import Problem
 from rewards.reward import Scored
-from rewards.verdict import Verdict, Verifier
+from rewards.verdict import BatchVerifier, Verdict, Verifier
 from rollout.critical_path import measure
 from rollout.dialects.base import Dialect
 from rollout.engine import Engine
-from rollout.orchestrator import Budget, run_trajectory
+from rollout.orchestrator import Budget, mix, run_trajectory
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
 
@@ -24,12 +24,12 @@ class Sampler(Engine, Protocol):
     policy_version: int
     """How many times weights were loaded."""
 
-    def reseed(self, seed: int) -> None:
-        """Restarts the stream that every following call draws its seed from."""
-        ...
-
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Takes all parameters, by their Hugging Face names. Raises EngineError when one is missing or misshapen."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the sampler holds."""
         ...
 
     def run(self, coroutines: Sequence[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
@@ -50,9 +50,11 @@ class Rollouts:
     verifier: Verifier
     budget: Budget
 
-    def collect(self, problems: Sequence[Problem], *, temperature: float, seed: int) -> list[Scored]:
-        """Samples one trajectory per problem (repeat a problem for a group) and scores it. Raises EngineError."""
-        self.sampler.reseed(seed)
+    def collect(self, problems: Sequence[Problem], *, temperature: float, seed: int, first: int = 0) -> list[Scored]:
+        """Samples one trajectory per problem (repeat a problem for a group) and scores it. Raises EngineError.
+
+        Trajectory i draws from the stream (seed, first + i): ranks that count on from each other sample what one would.
+        """
         trajectories = self.sampler.run(
             [
                 run_trajectory(
@@ -62,23 +64,30 @@ class Rollouts:
                     self.tokens.prompt(problem.prompt),
                     self.budget,
                     temperature=temperature,
+                    seed=mix(seed, first + index),
                     policy_version=self.sampler.policy_version,
                 )
-                for problem in problems
+                for index, problem in enumerate(problems)
             ]
         )
-        return [self._score(t, problem) for t, problem in zip(trajectories, problems, strict=True)]
+        verdicts = self._verdicts(trajectories, problems)
+        return [
+            Scored(trajectory, measure(trajectory), verdict, self.dialect.check(trajectory))
+            for trajectory, verdict in zip(trajectories, verdicts, strict=True)
+        ]
 
-    def _score(self, trajectory: Trajectory, problem: Problem) -> Scored:
-        return Scored(
-            trajectory, measure(trajectory), self._verdict(trajectory, problem), self.dialect.check(trajectory)
-        )
-
-    def _verdict(self, trajectory: Trajectory, problem: Problem) -> Verdict:
-        """Only a finished response has an answer to judge."""
-        if trajectory.outcome not in ("answered", "forced_answer"):
-            return "unparsable"
-        return self.verifier(self.tokens.decode(trajectory.response_ids()[:-1]), problem.answer)
+    def _verdicts(self, trajectories: Sequence[Trajectory], problems: Sequence[Problem]) -> list[Verdict]:
+        """Only a finished response has an answer to judge: what the root wrote, without the eos."""
+        verdicts: list[Verdict] = ["unparsable"] * len(problems)
+        finished = [i for i, t in enumerate(trajectories) if t.outcome in ("answered", "forced_answer")]
+        pairs = [(self.tokens.decode(trajectories[i].root_ids()[:-1]), problems[i].answer) for i in finished]
+        if isinstance(self.verifier, BatchVerifier):
+            judged = self.verifier.verify_many(pairs)
+        else:
+            judged: list[Verdict] = [self.verifier(response, answer) for response, answer in pairs]
+        for i, verdict in zip(finished, judged, strict=True):
+            verdicts[i] = verdict
+        return verdicts
 
 
 def budget_of(config: RolloutConfig) -> Budget:

@@ -57,8 +57,17 @@ def split_groups(batch: Rows, parts: int) -> list[Rows]:
     for group in sorted(groups, key=lambda g: (-weight[g], g)):
         # an empty share first, so that no micro-batch is left without a group
         min(shares, key=lambda share: (bool(share), sum(weight[g] for g in share))).append(group)
-    chosen = [torch.isin(batch["group"], torch.tensor(share)) for share in shares]
-    return [{key: value[rows] for key, value in batch.items()} for rows in chosen]
+    chosen = [torch.isin(batch["group"], torch.tensor(share, device=batch["group"].device)) for share in shares]
+    return [_trimmed({key: value[rows] for key, value in batch.items()}) for rows in chosen]
+
+
+def _trimmed(batch: Rows) -> Rows:
+    """Without the columns that are padding in every row."""
+    prompt, completion = int(batch["prompt_mask"].sum(1).max()), int(batch["completion_mask"].sum(1).max())
+    return {
+        key: value[:, -prompt:] if key.startswith("prompt") else value[:, :completion] if value.dim() == 2 else value
+        for key, value in batch.items()
+    }
 
 
 def pad_rows(batch: Rows, count: int) -> Rows:

@@ -1,10 +1,11 @@
 """One run from start to end: model folder, SFT, RL, held-out evaluation, summary."""
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 from apr_train.arguments import grpo_arguments
 from apr_train.config import Config
 from apr_train.evaluate import Record, evaluate, summarise, write_records
-from apr_train.grpo_trainer import ForkJoinGRPOTrainer
-from apr_train.guard import GapGate
+from apr_train.grpo_trainer import ForkJoinGRPOTrainer, OnRollouts
+from apr_train.guard import GapGate, SaveCallback
 from apr_train.logger import LogCallback, MetricsLog, quiet_libraries
-from apr_train.model import ModelError, prepare_model_folder
-from apr_train.rollouts import Rollouts, budget_of
+from apr_train.model import prepare_model_folder
+from apr_train.problems import Problems, check_prompts, draw_problems
+from apr_train.rollouts import Rollouts, Sampler, budget_of
 from apr_train.sft import demonstration_rows, train_sft
 from apr_train.tasks import make_task
-from apr_train.tasks.base import Problem, Task
+from apr_train.tasks.base import Task
 from apr_train.weight_sync import save_model, saved_weights
 from rewards.acceleration import acceleration
 from rewards.reward import Outcome, Reward, Scored, WhenCorrect
+from rewards.verdict import BatchVerifier
 from rollout.dialects import dialect_class, make_dialect
+from rollout.orchestrator import mix
 from rollout.tokens import Tokens
+
+EVALUATION = 2**32
+"""Where a training seed has its step, the seed of an evaluation has this."""
 
 
 @dataclass(frozen=True)
@@ -41,35 +48,34 @@ class Parts:
     folder: Path
     world: PartialState
     task: Task
-    tokens: Tokens
     rollouts: Rollouts
     log: MetricsLog
-    heldout: list[Problem]
+    problems: Problems
+
+    @property
+    def tokens(self) -> Tokens:
+        return self.rollouts.tokens
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Runs all stages and returns what `summary.json` holds. Errors of users carry names: ModelError, TaskError, ..."""
+    """Runs all stages and returns what `summary.json` holds. What a user can mend is a UserError."""
     started = time.perf_counter()
     quiet_libraries()
     world, folder = start_world(config), Path(config.output_dir)
-    log = MetricsLog(config, folder, world.is_main_process)
-    try:
-        with _parts(config, world, folder, log) as parts:
-            summary: dict[str, Any] = {"name": config.name, "seed": config.seed, "ranks": world.num_processes}
-            start = folder / "start"
-            if config.sft.steps:
-                _sft(parts, start)
-                start = folder / "sft"
-                summary["sft"] = _evaluate(parts, start)
-            if config.algorithm.steps:
-                summary["gap_logprob_mean_abs"] = _rl(parts, start)
-                summary["rl"] = _evaluate(parts, folder / "rl")
-            summary["wall_seconds"] = round(time.perf_counter() - started, 1)
-            if world.is_main_process:
-                (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-            return summary
-    finally:
-        log.close()
+    with _parts(config, world, folder) as parts:
+        summary: dict[str, Any] = {"name": config.name, "seed": config.seed, "ranks": world.num_processes}
+        start = folder / "start"
+        if config.sft.steps:
+            _sft(parts, start)
+            start = folder / "sft"
+            summary["sft"] = _evaluate(parts, start)
+        if config.algorithm.steps:
+            summary["gap_logprob_mean_abs"] = _rl(parts, start)
+            summary["rl"] = _evaluate(parts, folder / "rl")
+        summary["wall_seconds"] = round(time.perf_counter() - started, 1)
+        if world.is_main_process:
+            (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        return summary
 
 
 def start_world(config: Config) -> PartialState:
@@ -89,31 +95,42 @@ def start_world(config: Config) -> PartialState:
 
 
 @contextmanager
-def _parts(config: Config, world: PartialState, folder: Path, log: MetricsLog) -> Iterator[Parts]:
+def _parts(config: Config, world: PartialState, folder: Path) -> Iterator[Parts]:
+    """Checks all that can be checked before anything of an earlier run is touched or the sampler starts."""
     task = make_task(config.data.task, config.data.options)
-    heldout = task.problems("heldout", max(config.eval.problems, 1), config.data.seed)[: config.eval.problems]
+    problems = draw_problems(config, task)
+    tags = dialect_class(config.dialect.name).tags
     with world.main_process_first():
         if world.is_main_process:
-            prepare_model_folder(config.model, dialect_class(config.dialect.name).tags, folder / "start", config.seed)
+            prepare_model_folder(config.model, tags, folder / "start", config.seed)
     tokens = Tokens(AutoTokenizer.from_pretrained(folder / "start"))
     dialect = make_dialect(config.dialect.name, tokens)
-    _check_prompts(tokens, heldout, config)
-    log.say(f"{config.name}: starting the sampler")
-    sampler = _sampler(config, folder / "start")
-    try:
+    check_prompts(tokens, [*problems.sft, *problems.rl, *problems.heldout], config)
+    log = MetricsLog(config, folder, world.is_main_process)
+    with ExitStack() as ends:
+        ends.callback(log.close)
+        log.say(f"{config.name}: starting the sampler")
+        sampler = _sampler(config, folder / "start")
+        ends.callback(sampler.close)
+        if isinstance(task.verifier, BatchVerifier):
+            ends.callback(task.verifier.close)
         rollouts = Rollouts(sampler, dialect, tokens, task.verifier, budget_of(config.rollout))
-        yield Parts(config, folder, world, task, tokens, rollouts, log, heldout)
-    finally:
-        sampler.close()
+        yield Parts(config, folder, world, task, rollouts, log, problems)
 
 
-def _sampler(config: Config, model: Path) -> Any:
+def _sampler(config: Config, model: Path) -> Sampler:
     """The engine named by the configuration. Imported here: a dry run and the tests of other rooms need no vLLM."""
     rollout = config.rollout
     if rollout.engine == "vllm_http":
         from rollout.engines.vllm_http import VllmHttpEngine
 
-        return VllmHttpEngine(str(rollout.url), max_context=config.model.max_context, weights_folder=model.parent)
+        return VllmHttpEngine(
+            str(rollout.url),
+            max_context=config.model.max_context,
+            weights_folder=model.parent,
+            max_in_flight=rollout.max_in_flight,
+            seed=config.seed,
+        )
     from rollout.engines.vllm_inprocess import VllmEngine
 
     return VllmEngine(
@@ -127,31 +144,16 @@ def _sampler(config: Config, model: Path) -> Any:
     )
 
 
-def _check_prompts(tokens: Tokens, problems: Sequence[Problem], config: Config) -> None:
-    room = config.model.max_context - 2 * config.rollout.answer_tokens
-    for problem in problems:
-        if (length := len(tokens.prompt(problem.prompt))) > room:
-            raise ModelError(
-                f"problem {problem.id} has {length} prompt tokens; model.max_context={config.model.max_context} leaves "
-                f"room for {room}: raise it, or drop the problem"
-            )
-
-
-def _load(parts: Parts, folder: Path) -> PreTrainedModel:
-    config = parts.config.model
-    attention = "tree" if config.attention == "tree" else "sdpa"
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, config.dtype), attn_implementation=attention
-    )
+def _load(parts: Parts, folder: Path, attention: str) -> PreTrainedModel:
+    dtype = getattr(torch, parts.config.model.dtype)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
 
 
 def _sft(parts: Parts, start: Path) -> None:
     config, rollouts = parts.config, parts.rollouts
-    problems = parts.task.problems("train", config.data.train_problems, config.data.seed)
-    _check_prompts(parts.tokens, problems, config)
     dataset = demonstration_rows(
         parts.task,
-        problems,
+        parts.problems.sft,
         rollouts.dialect,
         parts.tokens,
         rollouts.budget,
@@ -160,9 +162,10 @@ def _sft(parts: Parts, start: Path) -> None:
         seed=config.seed,
     )
     callbacks: list[TrainerCallback] = [LogCallback(parts.log, "sft")]
+    # Always "tree": demonstrations are collated as tries, which plain attention would read as flat text.
     train_sft(
         config,
-        lambda: _load(parts, start),
+        lambda: _load(parts, start, "tree"),
         parts.tokens.tokenizer,
         dataset,
         parts.folder / "sft",
@@ -176,14 +179,13 @@ def _sft(parts: Parts, start: Path) -> None:
 def _rl(parts: Parts, start: Path) -> float:
     """Runs GRPO from `start`, writes `rl/`; returns the mean gap between sampler and trainer over all steps."""
     config = parts.config
-    problems = parts.task.problems("train", config.data.train_problems, config.data.seed + 1)
     gate = GapGate(config.algorithm.gap_warn, config.algorithm.gap_stop)
     args = grpo_arguments(config, parts.folder / "rl" / "trainer", parts.world.num_processes)
     trainer = ForkJoinGRPOTrainer(
-        _load(parts, start),
+        _load(parts, start, config.model.attention),
         args,
         parts.tokens.tokenizer,
-        problems,
+        parts.problems.rl,
         rollouts=parts.rollouts,
         reward=make_reward(config),
         gate=gate,
@@ -191,8 +193,13 @@ def _rl(parts: Parts, start: Path) -> float:
         on_rollouts=_rollout_writer(parts),
         callbacks=[LogCallback(parts.log, "rl")],
     )
+
+    def save() -> None:
+        save_model(trainer.policy(), parts.tokens.tokenizer, parts.folder / "rl", parts.world.is_main_process)
+
+    trainer.add_callback(SaveCallback(config.algorithm.save_every, save))
     trainer.train()
-    save_model(trainer.policy(), parts.tokens.tokenizer, parts.folder / "rl", parts.world.is_main_process)
+    save()
     parts.world.wait_for_everyone()
     return gate.mean
 
@@ -206,7 +213,7 @@ def make_reward(config: Config) -> Reward:
     return Reward(terms)
 
 
-def _rollout_writer(parts: Parts) -> Any:
+def _rollout_writer(parts: Parts) -> OnRollouts:
     """Appends every n-th step's trajectories of this rank to rollouts-rank<r>.jsonl."""
     every = parts.config.logger.rollouts_every
     path = parts.folder / f"rollouts-rank{parts.world.process_index}.jsonl"
@@ -219,7 +226,7 @@ def _rollout_writer(parts: Parts) -> Any:
             for each, reward, advantage in zip(scored, rewards, advantages, strict=True):
                 head = {
                     "step": step,
-                    "reward": reward,
+                    "reward": None if math.isnan(reward) else reward,
                     "advantage": advantage,
                     "verdict": each.verdict,
                     "flaw": each.flaw,
@@ -231,15 +238,16 @@ def _rollout_writer(parts: Parts) -> Any:
 
 def _evaluate(parts: Parts, folder: Path) -> dict[str, Any]:
     """Samples the held-out problems with the weights in `folder`, each rank its share; writes records."""
-    if not parts.heldout:
+    if not parts.problems.heldout:
         return {}
     parts.rollouts.sampler.load_weights(saved_weights(folder))
     world = parts.world
-    mine = parts.heldout[world.process_index :: world.num_processes]
-    records = evaluate(
-        parts.rollouts, mine, parts.config.eval.temperature, parts.config.seed * 7919 + world.process_index
-    )
-    everyone: list[Record] = sorted(gather_object(records), key=lambda r: r.problem_id)
+    share = -(-len(parts.problems.heldout) // world.num_processes)
+    first = world.process_index * share
+    mine = parts.problems.heldout[first : first + share]
+    seed = mix(parts.config.seed, EVALUATION)
+    records = evaluate(parts.rollouts, mine, parts.config.eval.temperature, seed, first)
+    everyone: list[Record] = gather_object(records)
     if world.is_main_process:
         write_records(folder / "heldout.jsonl", everyone)
     return summarise(everyone)

@@ -3,9 +3,11 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
@@ -67,7 +69,7 @@ def demonstration_rows(
     return Dataset.from_dict({"rows": rows, "contexts": contexts})
 
 
-def collate_tries(examples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate_tries(examples: list[dict[str, Any]], device: torch.device | str = "cpu") -> dict[str, Any]:
     """Examples -> one packed row (1, N) whose labels are the sampled tokens, and the plan its attention follows.
 
     Each example is a tree of its own, so a token that two examples train counts twice, as it would unpacked.
@@ -82,7 +84,7 @@ def collate_tries(examples: list[dict[str, Any]]) -> dict[str, Any]:
         "position_ids": trie.position_ids[None],
         "labels": labels,  # Trainer counts the batch's items only when this key is there; TRL reads the shifted ones
         "shift_labels": labels,
-        "tree": plan_attention(trie),
+        "tree": plan_attention(trie, device),
     }
 
 
@@ -117,7 +119,7 @@ def train_sft(
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
-        data_collator=collate_tries,
+        data_collator=partial(collate_tries, device=args.device),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)

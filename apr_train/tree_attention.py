@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from apr_train.packing import PackedTrie, Segments
+from rollout.errors import UserError
 
 SMALL_AREA = 1 << 14
 """Largest queries x keys of a chain that joins a padded batch; a larger one is worth kernel calls of its own."""
@@ -29,7 +30,7 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-class TreeAttentionError(ValueError):
+class TreeAttentionError(UserError, ValueError):
     """A packed trie cannot be attended over as asked; the message names what to change."""
 
 

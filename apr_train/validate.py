@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dialect.name": ("threadweaver", "sequential"),  # rollout.dialects knows too, but importing it takes seconds
     "reward.form": tuple(FORMS),
     "algorithm.scale_rewards": ("none", "group"),
+    "algorithm.lr_schedule": ("constant", "linear", "cosine"),
     "rollout.engine": ("vllm", "vllm_http"),
     "logger.wandb": ("online", "offline", "disabled"),
     "model.dtype": ("float32", "bfloat16"),
@@ -22,7 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
         *("seed", "data.seed", "reward.rho", "reward.cap"),
-        *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay"),
+        *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay", "algorithm.save_every"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("logger.rollouts_every", "eval.problems", "eval.temperature"),
     ),
@@ -81,11 +82,16 @@ def validate(config: Config, ranks: int = 1) -> None:
     _check_rollout(config.rollout, config.model)
     _need(
         config.rollout.engine != "vllm_http" or ranks == 1,
-        f"rollout=vllm_http takes weights from one trainer, not from {ranks} ranks: use rollout=vllm, one engine a rank",
+        f"rollout=vllm_http takes weights from one trainer, not from {ranks}: use rollout=vllm, one engine a rank",
     )
     _check_problems(config, ranks)
     _check_algorithm(config.algorithm, ranks)
     _check_deepspeed(config)
+    _need(
+        config.model.dtype != "bfloat16" or config.deepspeed.stage is not None,
+        "model.dtype=bfloat16 needs deepspeed=zero0 to zero3, which keep float32 master weights: without them small "
+        "updates round to nothing",
+    )
 
 
 def check_model_folder(model: ModelConfig) -> None:

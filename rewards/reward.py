@@ -62,8 +62,8 @@ class Reward:
     terms: Mapping[str, Term]
 
     def parts(self, scored: Scored) -> dict[str, float]:
-        """Each term's value, for the dashboard."""
-        return {name: term(scored) for name, term in self.terms.items()}
+        """Each term's value, for the dashboard; all NaN when the trajectory was not judged."""
+        return {name: term(scored) if scored.judged else math.nan for name, term in self.terms.items()}
 
     def __call__(self, scored: Scored) -> float:
-        return sum(self.parts(scored).values()) if scored.judged else math.nan
+        return sum(self.parts(scored).values())

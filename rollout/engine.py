@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from rollout.errors import UserError
 
-class EngineError(RuntimeError):
+
+class EngineError(UserError, RuntimeError):
     """The sampler cannot serve a request (dead server, refused sampling, context too long). Says what to do."""
 
 

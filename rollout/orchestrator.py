@@ -2,9 +2,10 @@
 
 import asyncio
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from rollout.dialects.base import Dialect, Reading
-from rollout.engine import Engine, Sampling
+from rollout.engine import Engine, EngineError, Sampling
 from rollout.trajectory import Call, Origin, Outcome, Segment, Trajectory
 
 
@@ -34,10 +35,15 @@ async def run_trajectory(
     budget: Budget,
     *,
     temperature: float = 1.0,
+    seed: int | None = None,
     policy_version: int = 0,
 ) -> Trajectory:
-    """Samples one trajectory for a prompt. Raises EngineError when the engine cannot serve it."""
-    run = _Run(engine, dialect, budget, temperature)
+    """Samples one trajectory for a prompt. Raises EngineError when the engine cannot serve it.
+
+    With a `seed`, each call draws from a stream of its own, named by (seed, thread, turn): what is sampled does not
+    depend on which call the engine happens to serve first.
+    """
+    run = _Run(engine, dialect, budget, temperature, seed)
     outcome = await run.root(prompt_ids)
     notes = dict(sorted(run.notes.items()))
     return Trajectory(
@@ -45,11 +51,21 @@ async def run_trajectory(
     )
 
 
+def mix(*numbers: int) -> int:
+    """A 64-bit seed from several numbers, the same on every machine; mix(1, 2) and mix(12) differ.
+
+    >>> mix(0, 1) != mix(1, 0)
+    True
+    """
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
+
+
 class _Run:
     """The state of one trajectory while it is being sampled."""
 
-    def __init__(self, engine: Engine, dialect: Dialect, budget: Budget, temperature: float) -> None:
+    def __init__(self, engine: Engine, dialect: Dialect, budget: Budget, temperature: float, seed: int | None) -> None:
         self.engine, self.dialect, self.budget, self.temperature = engine, dialect, budget, temperature
+        self.seed = seed
         self.segments: list[Segment] = []
         self.finish: list[int] = []  # critical tokens up to the end of each segment
         self.calls: list[Call] = []
@@ -58,6 +74,11 @@ class _Run:
 
     async def root(self, prompt_ids: tuple[int, ...]) -> Outcome:
         context = [self._add("prompt", prompt_ids, ())]
+        if self._critical_left(context) <= self._answer_reserve(context):
+            raise EngineError(
+                f"a prompt of {len(prompt_ids)} tokens leaves no room to reason and answer: raise model.max_context="
+                f"{self.engine.max_context} or the budgets in rollout, or drop the problem"
+            )
         blocks = 0
         while True:
             reading = await self._sample(context, (), self._critical_left(context) - self._answer_reserve(context))
@@ -71,6 +92,9 @@ class _Run:
             blocks += 1
             if reading.threads > self.budget.threads or blocks > self.budget.blocks:
                 self._note("fork/over budget")
+                return "malformed"
+            if not self.dialect.force_answer(self._response(context)):
+                self._note("fork/after the reasoning")
                 return "malformed"
             if not await self._block(context, blocks - 1, reading.threads):
                 return await self._force_answer(context)
@@ -121,7 +145,9 @@ class _Run:
             return Reading("truncated")
         ids = [token for index in context for token in self.segments[index].ids]
         stops = self.dialect.stops(in_thread=bool(thread))
-        sampling = Sampling(max_tokens, stops, self.temperature)
+        turn = sum(self.segments[call.sampled].thread == thread for call in self.calls)
+        seed = None if self.seed is None else mix(self.seed, *thread, turn)
+        sampling = Sampling(max_tokens, stops, self.temperature, seed)
         seen = tuple(context)
         completion = await self.engine.complete(ids, sampling, thread)
         reading = self.dialect.read(completion.ids, completion.finish, in_thread=bool(thread))
@@ -157,7 +183,9 @@ class _Run:
         return self.budget.answer + len(self.dialect.force_answer(self._response(context)))
 
     def _response(self, context: list[int]) -> list[int]:
-        return [token for index in context[1:] for token in self.segments[index].ids]
+        """What the root itself wrote so far: a tag in a thread's text is not the root's."""
+        own = (self.segments[index] for index in context[1:])
+        return [token for segment in own if not segment.thread for token in segment.ids]
 
     def _note(self, what: str) -> None:
         self.notes[what] = self.notes.get(what, 0) + 1

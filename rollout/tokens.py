@@ -6,14 +6,16 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from rollout.errors import UserError
+
 # pyright: reportUnknownMemberType=false
 # (transformers types its tokenizers only in part)
 
 _SLOT = "\u2063problem\u2063"  # stands for the problem while the chat template is cut in two around it
 
 
-class TagError(ValueError):
-    """A tag is not exactly one token of this tokenizer. Register the dialect's tags first (`register_tags`)."""
+class TagError(UserError, ValueError):
+    """Text, tags or chat template do not fit the tokenizer: a tag is not one token, a character has none."""
 
 
 def register_tags(tokenizer: PreTrainedTokenizerBase, tags: Sequence[str]) -> int:
@@ -39,8 +41,13 @@ class Tokens:
     tokenizer: PreTrainedTokenizerBase
 
     def text(self, text: str) -> tuple[int, ...]:
-        """Ids of plain text: special tokens are never produced, their characters are encoded like any others."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        """Ids of plain text: special tokens are never produced, their characters are encoded like any others.
+
+        Raises TagError for characters that the tokenizer would replace by its unknown token.
+        """
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
+            raise TagError(f"this tokenizer cannot spell all of {text[:60]!r}: clean the text, or use a model that can")
         return tuple(ids)
 
     def tag(self, tag: str) -> int:
@@ -61,7 +68,7 @@ class Tokens:
         return eos
 
     def prompt(self, problem: str) -> tuple[int, ...]:
-        """The chat template around the problem's plain text (the text alone when the tokenizer has no template)."""
+        """The chat template around the problem's plain text; without one, the text after the bos, if any."""
         before, after = self._template
         return (*before, *self.text(problem), *after)
 
@@ -74,13 +81,14 @@ class Tokens:
     @cached_property
     def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if not self.tokenizer.chat_template:
-            return (), ()
+            whole: list[int] = self.tokenizer.encode("", add_special_tokens=True)
+            return tuple(token for token in whole if token == self.tokenizer.bos_token_id), ()
         rendered = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": _SLOT}], tokenize=False, add_generation_prompt=True
         )
         before, found, after = str(rendered).partition(_SLOT)
-        if not found:
-            raise TagError("the chat template does not show the user's message: the problem would be lost")
+        if not found or _SLOT in after:
+            raise TagError("the chat template does not show the user's message exactly once: use a plain template")
         return self._marks(before), self._marks(after)
 
     def _marks(self, text: str) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ class Trajectory:
     outcome: Outcome
     policy_version: int = 0
     notes: dict[str, int] = field(default_factory=dict[str, int])
-    """Counted happenings on the way, e.g. {"thread/forced_close": 1}; the dashboard sums them under `stop/`."""
+    """Counted happenings on the way, e.g. {"thread/forced close": 1}."""
 
     def __post_init__(self) -> None:
         count = len(self.segments)
@@ -94,6 +94,11 @@ class Trajectory:
         root = [call for call in self.calls if not self.segments[call.sampled].thread]
         seen = (*root[-1].context, root[-1].sampled) if root else ()
         return self.ids(tuple(i for i in seen if self.segments[i].origin != "prompt"))
+
+    def root_ids(self) -> list[int]:
+        """The response without what threads wrote: the only place where the reasoning ends and the answer stands."""
+        root = (s for s in self.segments if not s.thread and s.origin != "prompt")
+        return [token for segment in root for token in segment.ids]
 
     def rows(self) -> Iterator[tuple[list[int], tuple[int, ...], tuple[float, ...]]]:
         """Training rows, one per call: (context ids, sampled ids, their log-probs)."""

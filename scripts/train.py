@@ -13,10 +13,10 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from apr_train import compose
-from apr_train.config import Config, ConfigError
+from apr_train.config import Config
 from apr_train.plan import plan
 from apr_train.tasks import make_task
-from apr_train.tasks.base import TaskError
+from rollout.errors import UserError
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -34,27 +34,22 @@ def main(composed: DictConfig) -> None:
 
 
 def train(config: Config) -> None:
-    """Runs it. What a user can mend becomes a ConfigError, whichever part found it; the rest keeps its traceback."""
-    # torch, transformers and vLLM take seconds to import: not for a typing mistake.
-    from apr_train.model import ModelError
-    from apr_train.run import run
-    from rollout.dialects.base import DialectError
-    from rollout.engine import EngineError
-    from rollout.tokens import TagError
+    """Runs it; says which rank found what a user can mend."""
+    from apr_train.run import run  # torch, transformers and vLLM take seconds to import: not for a typing mistake
 
     try:
         run(config)
-    except (ModelError, TaskError, DialectError, EngineError, TagError) as error:
-        raise ConfigError(f"rank {RANK}: {error}" if compose.ranks() > 1 else str(error)) from error
+    except UserError as error:
+        raise UserError(f"rank {RANK}: {error}" if compose.ranks() > 1 else str(error)) from error
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A ConfigError (or a TaskError of a dry run) is one line on stderr and exit code 2."""
+    """What a user can mend is one line on stderr and exit code 2; everything else keeps its traceback."""
     try:
         with compose.translated_errors(sys.argv[1:]):
             yield
-    except (ConfigError, TaskError) as error:
+    except UserError as error:
         line = " ".join(str(error).split())
         if RANK == 0 or line.startswith("rank "):  # a wrong configuration is found by every rank, and told once
             print(f"error: {line}", file=sys.stderr)

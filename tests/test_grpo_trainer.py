@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainers import make_trainer, rows_of_a_step, separate_logps, step_gradient, tiny_model
+from trainers import gradient_norms, make_trainer, rows_of_a_step, separate_logps, step_gradient, tiny_model
 
 from apr_train.advantage import group_advantages
 from apr_train.guard import GapError, GapGate
@@ -65,11 +65,13 @@ def test_a_rank_of_inert_rows_only_still_runs_its_forward(tmp_path: Path) -> Non
 
 
 def test_two_steps_packed_and_unpacked_reach_the_same_weights(tmp_path: Path) -> None:
-    weights = []
+    weights, norms = [], []
     for packed in (True, False):
         trainer = make_trainer(tmp_path, packed=packed, micro_batches=2)
         trainer.train()
         weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+        norms.append(gradient_norms(trainer))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert error(weights[0], weights[1]) < 1e-4  # Adam divides by sqrt(v): it enlarges rounding of tiny gradients
 
 
@@ -85,8 +87,29 @@ def test_weights_reach_the_sampler_before_each_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_forced_tokens_train_nothing(tmp_path: Path, packed: bool) -> None:
-    """The rows' targets are the sampled ids and no others."""
+    """The loss has a gradient in the log-prob of each sampled token, and in no other's: padding, forced, prompt."""
     trainer = make_trainer(tmp_path, packed=packed)
+    inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
+    inputs["advantages"] = torch.ones_like(inputs["advantages"])
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    scored: list[torch.Tensor] = []
+    score = trainer._get_per_token_logps_and_entropies
+
+    def kept(*args: object, **options: object) -> tuple[torch.Tensor, torch.Tensor, None]:
+        logps, entropies, _ = score(*args, **options)
+        logps.retain_grad()
+        scored.append(logps)
+        return logps, entropies, None
+
+    trainer._get_per_token_logps_and_entropies = kept
+    trainer.compute_loss(trainer.model, inputs).backward()
+    moved = scored[0].grad != 0
+    assert torch.equal(moved, inputs["completion_mask"].bool())
+
+
+def test_rows_hold_the_sampled_ids_as_targets_and_nothing_else(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, packed=True)
     collected = []
     trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(scored)
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))

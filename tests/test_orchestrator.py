@@ -12,7 +12,7 @@ from rollout.critical_path import measure
 from rollout.demonstration import Block, Demonstration
 from rollout.dialects import DialectError, make_dialect
 from rollout.dialects.base import Dialect, Script
-from rollout.engine import Completion, Sampling
+from rollout.engine import Completion, EngineError, Sampling
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.trajectory import Trajectory
@@ -147,6 +147,47 @@ def test_a_malformed_fork_is_named_and_never_run(text: str) -> None:
     assert len(spy.sent) == 1 and len(trajectory.notes) == 1
 
 
+def test_a_broken_fork_before_a_good_one_is_no_strict_format() -> None:
+    script = DIALECT.write(TWO)
+    script[()][0] = (
+        turn("<think><Parallel></Thread><Parallel>") + script[()][0][script[()][0].index(DIALECT.outlines) :]
+    )
+    trajectory, _ = play(script)
+    assert trajectory.outcome == "answered" and DIALECT.check(trajectory) is not None
+
+
+def test_a_thread_cannot_close_the_reasoning_of_the_root() -> None:
+    script = DIALECT.write(TWO) | {(0, 1): [turn("9</think>1\n</Thread>")]}
+    script[()][1] = turn("7" * 500)
+    trajectory, _ = play(script | {(): [*script[()], turn("42<|eos|>")]}, Budget(100, 8, threads=8, blocks=8))
+    assert trajectory.outcome == "forced_answer"
+    assert TOKENS.decode(trajectory.root_ids()).endswith("7</think>42<|eos|>")
+    assert "9</think>1" not in TOKENS.decode(trajectory.root_ids())
+
+
+def test_a_fork_after_the_reasoning_is_malformed() -> None:
+    trajectory, spy = play({(): [turn("<think></think>5" + FORK_OF_TWO.removeprefix("<think>"))]})
+    assert (
+        trajectory.outcome == "malformed" and trajectory.notes == {"fork/after the reasoning": 1} and len(spy.sent) == 1
+    )
+
+
+def test_what_is_sampled_does_not_depend_on_which_call_is_served_first() -> None:
+    """Each call has a seed of its own, the same in every run, different from every other's."""
+    spy = Spy(ReplayEngine(DIALECT.write(TWO), 4000))
+    asyncio.run(run_trajectory(spy, DIALECT, "p", TOKENS.prompt("a3="), WIDE, seed=5))
+    seeds = {(thread, tuple(ids)): sampling.seed for thread, ids, sampling in spy.sent}
+    assert len(set(seeds.values())) == 4 and None not in seeds.values()
+    again = Spy(ReplayEngine(DIALECT.write(TWO), 4000))
+    asyncio.run(run_trajectory(again, DIALECT, "p", TOKENS.prompt("a3="), WIDE, seed=5))
+    assert {(thread, tuple(ids)): sampling.seed for thread, ids, sampling in again.sent} == seeds
+
+
+def test_a_prompt_without_room_is_an_error_and_no_empty_trajectory() -> None:
+    with pytest.raises(EngineError, match="max_context"):
+        play(DIALECT.write(TWO), max_context=12)
+
+
 def test_white_space_between_tags_is_allowed() -> None:
     script = DIALECT.write(TWO)
     script[()][0] = turn(
@@ -208,6 +249,9 @@ def test_no_budget_is_ever_exceeded(
     lengths = measure(trajectory)
     assert lengths.l_critical <= lengths.l_total <= response
     assert critical is None or lengths.l_critical <= critical
+    assert thread is None or all(
+        len(s.ids) <= thread for s in trajectory.segments if s.thread and s.origin == "sampled"
+    )
 
 
 @settings(max_examples=30, deadline=None)

@@ -61,7 +61,7 @@ class PreparedSampler:
         self.rng, self.noise = random.Random(seed), noise
         self.loaded: list[dict[str, Tensor]] = []
 
-    def reseed(self, seed: int) -> None: ...
+    def close(self) -> None: ...
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         self.loaded.append({name: tensor.clone() for name, tensor in named_tensors})
@@ -145,3 +145,8 @@ def step_gradient(trainer: ForkJoinGRPOTrainer) -> Tensor:
         trainer.compute_loss(trainer.model, inputs).backward()
         trainer._step += 1
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+
+def gradient_norms(trainer: ForkJoinGRPOTrainer) -> list[float]:
+    """Of each step, as logged: Adam hides a gradient's scale in the weights, so scale is compared here."""
+    return [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from trainers import make_trainer
+from trainers import gradient_norms, make_trainer
 
 from apr_train.config import Config
 from apr_train.run import start_world
@@ -23,7 +23,7 @@ def main() -> None:
     trainer.train()
     weights = {name: tensor.clone() for name, tensor in full_weights(trainer.accelerator.unwrap_model(trainer.model))}
     if world.is_main_process:
-        torch.save(weights, file)
+        torch.save(weights | {"gradient norms": torch.tensor(gradient_norms(trainer))}, file)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from typing import Literal, Protocol
 
 from rewards.verdict import Verifier
 from rollout.demonstration import Demonstration
+from rollout.errors import UserError
 
 Split = Literal["train", "heldout"]
 Form = Literal["sequential", "parallel"]
 
 
-class TaskError(ValueError):
+class TaskError(UserError, ValueError):
     """A task cannot give what was asked (bad row, no demonstration, unknown split). Names file, line and reason."""
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any, Self, cast
 
 from rewards.verdict import Verdict
 from rewards.verify.answer import answer_text
+from rollout.errors import UserError
 
 MAX_CHARACTERS = 512
 """Of one answer; the longest reference of the usual benchmarks has about 200."""
@@ -28,7 +29,7 @@ _NUMBER = re.compile(r"(?<![\w.])-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]
 _SEVERAL = re.compile(r"-?[0-9]+(?:[.,][0-9]+)*(?:(?:\s|~|\\[ ;:]|\\q?quad)+-?[0-9]+(?:[.,][0-9]+)*)+")
 
 
-class MathVerifierError(RuntimeError):
+class MathVerifierError(UserError, RuntimeError):
     """math-verify cannot run at all, or the verifier was closed. Says what to do."""
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rollout.demonstration import Demonstration
+from rollout.errors import UserError
 from rollout.tokens import Tokens
 from rollout.trajectory import Event, Trajectory
 
@@ -11,7 +12,7 @@ Script = dict[tuple[int, ...], list[tuple[int, ...]]]
 """What each thread samples, turn by turn: {(): [first root turn, second root turn], (0, 1): [its only turn]}."""
 
 
-class DialectError(ValueError):
+class DialectError(UserError, ValueError):
     """A dialect cannot write this demonstration, or its name is unknown. Says which piece and why."""
 
 

@@ -31,7 +31,7 @@ class Sequential(Reasoning):
         return () if self.end_think in response else (self.end_think,)
 
     def check(self, trajectory: Trajectory) -> str | None:
-        return self.check_reasoning(trajectory.response_ids())
+        return self.check_reasoning(trajectory.root_ids())
 
     def write(self, demonstration: Demonstration) -> Script:
         ids = [self.think]

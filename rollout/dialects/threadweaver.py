@@ -107,12 +107,12 @@ class ThreadWeaver(Reasoning):
                 if call.event != "join" or tags != [self.end_thread]:
                     return "a thread holds a tag, or did not close itself"
             elif call.event == "fork":
-                head = tags[: tags.index(self.parallel)] if self.parallel in tags else []
-                if [token for token in head if token != self.think]:
+                last = len(tags) - 1 - tags[::-1].index(self.parallel)
+                if [token for token in tags[:last] if token != self.think]:
                     return "a tag outside its place in the root"
             elif call.event != "final" or [t for t in tags if t not in (self.think, self.end_think)]:
                 return "a tag outside its place in the root"
-        return self.check_reasoning(trajectory.response_ids())
+        return self.check_reasoning(trajectory.root_ids())
 
     def write(self, demonstration: Demonstration) -> Script:
         script: Script = {(): []}
