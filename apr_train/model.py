@@ -1,9 +1,12 @@
 """Makes the plain Hugging Face folder that a run starts from: weights, tokenizer, and the dialect's tags as tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -19,6 +22,9 @@ from transformers import (
 from apr_train.config import ModelConfig
 from rollout.errors import UserError
 from rollout.tokens import Tokens, register_tags
+
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError)
+"""What `from_pretrained` raises for a folder or hub name that holds no sound model."""
 
 
 class ModelError(UserError, ValueError):
@@ -57,10 +63,11 @@ def _table(layer: torch.nn.Module | None) -> torch.nn.Parameter:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of `config.path`, or the character tokenizer of a model made from scratch."""
+    """The tokenizer of `config.path`, or the character tokenizer of a model made from scratch. Raises ModelError."""
     if config.path is None:
         return character_tokenizer()
-    tokenizer = AutoTokenizer.from_pretrained(config.path, revision=config.revision)
+    with _one_line_errors(config.path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(config.path, revision=config.revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -71,11 +78,30 @@ def load_model(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
     dtype = getattr(torch, config.dtype)
     if config.path is None:
         return Qwen3ForCausalLM(_scratch(config, vocabulary)).to(dtype)
-    architecture = AutoConfig.from_pretrained(config.path, revision=config.revision)
+    with _one_line_errors(config.path, "config.json"):
+        architecture = AutoConfig.from_pretrained(config.path, revision=config.revision)
     longest = getattr(architecture, "max_position_embeddings", config.max_context)
     if longest < config.max_context:
         raise ModelError(f"model.max_context={config.max_context} is longer than the model's own {longest}: lower it")
-    return AutoModelForCausalLM.from_pretrained(config.path, revision=config.revision, dtype=dtype)
+    with _one_line_errors(config.path, "model"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            config.path, revision=config.revision, dtype=dtype, output_loading_info=True
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"model.path={config.path}: its files hold no {missing[0]}, and {len(missing)} are missing in all"
+        )
+    return model
+
+
+@contextmanager
+def _one_line_errors(path: str, what: str) -> Iterator[None]:
+    """Turns UNUSABLE into "model.path=here: cannot load its tokenizer (KeyError: 'added_tokens')"."""
+    try:
+        yield
+    except UNUSABLE as error:
+        reason = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+        raise ModelError(f"model.path={path}: cannot load its {what} ({': '.join(reason)})") from error
 
 
 def _scratch(config: ModelConfig, vocabulary: int) -> Qwen3Config:
@@ -102,7 +128,8 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     characters = ["\n", *map(chr, range(32, 127))]
     headers = [f"{k}:" for k in range(1, 10)]
     vocabulary = {token: i for i, token in enumerate(["<|pad|>", "<|eos|>", *headers, *characters])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|pad|>"))
+    pad = "<|pad|>"  # also stands for a character it does not have, which Tokens.text refuses
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=pad))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[1-9]:|[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=pad, pad_token=pad, eos_token="<|eos|>")

@@ -96,12 +96,14 @@ def validate(config: Config, ranks: int = 1) -> None:
 
 def check_model_folder(model: ModelConfig) -> None:
     """Refuses a `model.path` that names a folder which is no model folder, or whose model is shorter than
-    `model.max_context`. A hub name (`name`, `owner/name`) is left to the hub. Raises ConfigError."""
+    `model.max_context`. A hub name (`name`, `owner/name`) is left to the hub, unless its first part is a folder here:
+    `outputs/typo` is a slip, not an owner. Raises ConfigError."""
     if model.path is None:
         return
     key, folder = f"model.path={model.path}", Path(model.path).expanduser()
     if not folder.exists():
-        local = model.path.startswith(("/", ".", "~")) or model.path.count("/") > 1
+        deep = model.path.count("/") > 1 or Path(folder.parts[0]).exists()
+        local = deep or model.path.startswith(("/", ".", "~"))
         _need(not local, f"{key}: there is no such folder (SmolLM2: run scripts/fetch_smollm2.py first)")
         return
     _need(folder.is_dir(), f"{key} is a file; name the folder that holds config.json and the weights")
@@ -113,11 +115,16 @@ def check_model_folder(model: ModelConfig) -> None:
         found = any(any(folder.glob(pattern)) for pattern in patterns)
         _need(found, f"{key} is not a model folder: it has no {what}")
     try:
-        longest = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+        read: object = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise ConfigError(f"{key}: config.json is not JSON ({error})") from error
-    except KeyError:
+    if not isinstance(read, dict):
+        raise ConfigError(f"{key}: config.json must hold an object, not a {type(read).__name__}")
+    longest = read.get("max_position_embeddings")
+    if longest is None:
         return  # an architecture that does not name its limit
+    if not isinstance(longest, int):
+        raise ConfigError(f"{key}: max_position_embeddings in config.json is {longest!r}, not a whole number")
     _need(
         model.max_context <= longest,
         f"model.max_context={model.max_context} is longer than the model's own {longest} positions; lower it",

@@ -10,6 +10,10 @@ With eta = 1 - L_critical / L_total:
 
 The last two columns are for rho = 0.5, cap = 0.2. The public code also gives -1 to a wrong answer where the paper
 gives 0: that is the outcome term's `wrong`, not part of the bonus.
+
+None of the three asks whether a thread was needed, so each can pay for padding. A problem of one part: reasoned in
+sequence, L_total = L_critical = 60, eta 0, R = 1.0. Forked into two threads that do the same work twice, L_critical 80
+and L_total 140: eta = 1 - 80 / 140 = 0.43, paper bonus min(0.21, 0.2), R = 1.2, though the critical path grew.
 """
 
 from dataclasses import dataclass

@@ -20,9 +20,11 @@ from apr_train.tasks.countdown import CountdownOptions
 from apr_train.tasks.jsonl import JsonlOptions
 from apr_train.tasks.multiplication import MultiplicationOptions
 from apr_train.validate import CHOICES, check_model_folder, validate
+from rollout.errors import UserError
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONFIGS.glob("*/*.yaml"))
 GROUPS = {field.name for field in fields(Config)} - {"name", "output_dir", "seed", "dry_run"} | {"experiment", "debug"}
+NEEDS = {"model=qwen3_8b": ["deepspeed=zero3"]}  # refused alone, on purpose
 TASK_OPTIONS = {
     "arithmetic": ArithmeticOptions,
     "multiplication": MultiplicationOptions,
@@ -61,7 +63,7 @@ def test_there_is_an_option_in_every_group() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_shipped_option_is_valid_and_its_plan_fits_80_columns(option: str) -> None:
-    assert max(map(len, plan(load([option]), ranks=2).splitlines())) <= 80
+    assert max(map(len, plan(load([option, *NEEDS.get(option, [])]), ranks=2).splitlines())) <= 80
 
 
 @pytest.mark.parametrize("debug", [o for o in OPTIONS if o.startswith("debug=")])
@@ -261,7 +263,30 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
             check_model_folder(ModelConfig(path=str(folder)))
     with pytest.raises(ConfigError, match="there is no such folder"):
         check_model_folder(ModelConfig(path=str(tmp_path / "nowhere")))
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        check_model_folder(ModelConfig(path="outputs/typo"))  # `outputs` is a folder here, not an owner on the hub
     check_model_folder(ModelConfig(path="Qwen/Qwen3-8B"))  # the hub's to find
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "must hold an object, not a list"),
+        ('"qwen"', "must hold an object, not a str"),
+        ("{", "is not JSON"),
+        ('{"max_position_embeddings": "512"}', "is '512', not a whole number"),
+    ],
+)
+def test_a_config_json_that_says_nothing_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    folder = tmp_path / "model"
+    make_model_folder(folder, positions=512)
+    for unlimited in ("{}", '{"max_position_embeddings": null}'):
+        (folder / "config.json").write_text(unlimited)
+        check_model_folder(ModelConfig(path=str(folder)))
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=words) as error:
+        check_model_folder(ModelConfig(path=str(folder)))
+    assert str(error.value).startswith(f"model.path={folder}: ")
 
 
 # The plan
@@ -273,11 +298,11 @@ def test_memory_is_sharded_as_zero_says() -> None:
     )  # 212 parameters
     assert sizes.parameters == 212
 
-    def bytes_at(stage: str, ranks: int) -> tuple[float, float, float]:
-        need = memory(load([f"deepspeed.stage={stage}", "model.dtype=bfloat16"]), sizes, ranks)
+    def bytes_at(stage: str, ranks: int, dtype: str = "bfloat16") -> tuple[float, float, float]:
+        need = memory(load([f"deepspeed.stage={stage}", f"model.dtype={dtype}"]), sizes, ranks)
         return need.weights, need.gradients, need.adam
 
-    assert bytes_at("null", 2) == (424, 424, 848)
+    assert bytes_at("null", 2, "float32") == (848, 848, 1696)
     assert bytes_at("0", 2) == (424, 424, 2544)
     assert bytes_at("1", 2) == (424, 424, 1272)
     assert bytes_at("2", 2) == (424, 212, 1272)
@@ -366,9 +391,9 @@ def test_only_what_a_user_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         module.run = run  # pyright: ignore[reportAttributeAccessIssue]
 
     fail_with(TaskError("gsm8k.jsonl:12: empty line"))
-    with pytest.raises(ConfigError, match=r"gsm8k\.jsonl:12: empty line"):
+    with pytest.raises(UserError, match=r"gsm8k\.jsonl:12: empty line"):
         train(Config())
     fail_with(ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug") as bug:
         train(Config())
-    assert not isinstance(bug.value, ConfigError)
+    assert not isinstance(bug.value, UserError)

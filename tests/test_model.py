@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from apr_train.config import ModelConfig
-from apr_train.model import ModelError, character_tokenizer, load_model, prepare_model_folder
+from apr_train.model import ModelError, character_tokenizer, load_model, load_tokenizer, prepare_model_folder
 from apr_train.weight_sync import full_weights, save_model, saved_weights
 from rollout.dialects import dialect_class, make_dialect
 from rollout.tokens import TagError, Tokens
@@ -85,6 +85,32 @@ def test_a_context_longer_than_the_model_is_refused(tmp_path: Path) -> None:
         load_model(ModelConfig(path=str(path), max_context=65), 0)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("model.safetensors", "garbage", "model (SafetensorError: "),
+        ("config.json", "[]", "(TypeError: "),
+        ("config.json", "{}", "(ValueError: "),
+        ("config.json", '{"model_type": "qwen3", "hidden_size": "x"}', "'hidden_size'"),
+        ("tokenizer.json", "garbage", "tokenizer (JSONDecodeError: "),
+        ("tokenizer.json", "{}", "tokenizer (KeyError: 'added_tokens')"),
+    ],
+)
+def test_a_broken_model_folder_is_one_line_that_names_it(tmp_path: Path, file: str, text: str, reason: str) -> None:
+    path, _, _ = base_model(tmp_path, tied=True)
+    (path / file).write_text(text)
+    with pytest.raises(ModelError) as error:
+        prepare_model_folder(ModelConfig(path=str(path), max_context=64), TAGS, tmp_path / "start", seed=0)
+    assert str(error.value).startswith(f"model.path={path}: cannot load its ")
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_hub_name_that_cannot_be_had_is_one_line() -> None:
+    for load in (load_tokenizer, lambda config: load_model(config, 0)):
+        with pytest.raises(ModelError, match=r"^model\.path=nobody/nothing: cannot load its .*OSError: [^\n]*$"):
+            load(ModelConfig(path="nobody/nothing"))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_saved_weights_are_the_weights_in_training(tmp_path: Path, tied: bool) -> None:
     path, _, _ = base_model(tmp_path / "base", tied)
@@ -94,3 +120,17 @@ def test_saved_weights_are_the_weights_in_training(tmp_path: Path, tied: bool) -
     save_model(model, AutoTokenizer.from_pretrained(path), tmp_path / "out", is_main=True)
     saved, live = dict(saved_weights(tmp_path / "out")), dict(full_weights(model))
     assert saved.keys() == live.keys() and all(torch.equal(saved[name], live[name]) for name in live)
+
+
+def test_a_checkpoint_without_some_weights_is_refused_and_never_filled_up(tmp_path: Path) -> None:
+    path, _, _ = base_model(tmp_path, tied=True)
+    weights = load_file(path / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"hold no model.layers.0.mlp.up_proj.weight"):
+        load_model(ModelConfig(path=str(path), max_context=64), 0)
+
+
+def test_a_character_without_a_token_is_refused_and_never_padding() -> None:
+    with pytest.raises(TagError, match="cannot spell"):
+        Tokens(character_tokenizer()).text("café × 2")
