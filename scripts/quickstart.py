@@ -26,6 +26,8 @@ from apr_train.evaluate import read_records, speedups
 from apr_train.plot import plot_runs
 
 ROOT = Path(__file__).resolve().parent.parent
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "WANDB_SILENT": "true"}
+"""Keeps banners of libraries out from between the progress lines."""
 RUNS = {"ours": "quickstart", "sequential_baseline": "sequential_baseline"}
 """Folder of a run -> its experiment."""
 RESULTS = ("summary.json", "metrics.jsonl", "rl/heldout.jsonl")
@@ -100,7 +102,7 @@ def clear(folder: Path) -> None:
 
 def train_both(folder: Path, seed: int, overrides: Sequence[str]) -> bool:
     """Runs both experiments at once, one core each; True when both end well. The baseline writes to a log file."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | QUIET | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     children: dict[str, Child] = {}
     with (folder / "sequential_baseline.log").open("wb") as log:
         try:
@@ -187,7 +189,8 @@ def show(summary: dict[str, Any], folder: Path) -> None:
     console.print(
         f"sampler/trainer gap {summary['gap_logprob_mean_abs']:.1e} nats, {summary['wall_seconds']:.0f} s in all"
     )
-    console.print(f"curves: {folder / 'curves.png'}   everything: {folder / 'summary.json'}")
+    console.print(f"curves:     {folder / 'curves.png'}")
+    console.print(f"everything: {folder / 'summary.json'}")
 
 
 if __name__ == "__main__":
