@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -84,9 +85,10 @@ def load_model(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
     if longest < config.max_context:
         raise ModelError(f"model.max_context={config.max_context} is longer than the model's own {longest}: lower it")
     with _one_line_errors(config.path, "model"):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             config.path, revision=config.revision, dtype=dtype, output_loading_info=True
         )
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"model.path={config.path}: its files hold no {missing[0]}, and {len(missing)} are missing in all"

@@ -99,6 +99,9 @@ class Scripted(ThreadWeaver):
     def read(self, ids: tuple[int, ...], finish: Literal["stop", "length"], in_thread: bool) -> Reading:
         return Reading("join") if in_thread else next(self._forks)
 
+    def force_answer(self, response: list[int]) -> tuple[int, ...]:
+        return (self.end_think,)  # a random policy writes </think> anywhere; it must not end the reasoning here
+
 
 class FixedLengths:
     """Asks the engine for exactly as many tokens as the shape says for the thread's turn."""
