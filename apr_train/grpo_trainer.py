@@ -29,7 +29,7 @@ from rewards.reward import Reward, Scored
 from rollout.orchestrator import mix
 
 OnRollouts = Callable[[int, list[Scored], list[float], list[float]], None]
-"""Called once a step with (step, trajectories, rewards, advantages) of this rank."""
+"""Called once a step with (step from 1, trajectories, rewards, advantages) of this rank."""
 
 
 class ForkJoinGRPOTrainer(GRPOTrainer):
@@ -87,7 +87,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         self._metrics["train"]["time/rollout"].append(sampled - synced)
         tokens = sum(each.lengths.l_total for each in scored) * self.accelerator.num_processes
         self._metrics["train"]["perf/tokens_per_s"].append(tokens / (sampled - synced))
-        self.on_rollouts(step, scored, rewards, advantages)
+        self.on_rollouts(step + 1, scored, rewards, advantages)
         trajectories = [each.trajectory for each in scored]
         batch = call_rows(trajectories, advantages, self.group_size, self.pad_id)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}

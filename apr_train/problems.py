@@ -19,7 +19,7 @@ class Problems:
 
 
 def draw_problems(config: Config, task: Task) -> Problems:
-    """All problems by `data.seed`; GRPO draws with the next seed, so that it sees problems the warm start did not.
+    """All problems by `data.seed`; GRPO draws with the next seed. Of a finite file the two draws overlap.
 
     Raises TaskError when the task has not as many.
     """
