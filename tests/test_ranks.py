@@ -45,8 +45,9 @@ def test_ranks_and_zero_stages_lead_to_the_same_weights(
 ) -> None:
     found, norms = weights_of(tmp_path, ranks, stage, packed), alone["gradient norms"]
     assert found.keys() == alone.keys()
-    # Adam hides a gradient scaled by the number of ranks or micro-batches; its norm does not.
-    assert torch.allclose(found.pop("gradient norms"), norms, rtol=1e-4)
+    # Adam hides a gradient scaled by the number of ranks or micro-batches; its norm does not. (Stage 0 reports none.)
+    reported = found.pop("gradient norms")
+    assert torch.allclose(reported, norms, rtol=1e-4) if stage != "0" else not len(reported)
     together = torch.cat([tensor.flatten() for tensor in found.values()])
     expected = torch.cat([alone[name].flatten() for name in found])
     assert float((together - expected).norm() / expected.norm()) < 1e-4
