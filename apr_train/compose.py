@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from apr_train.config import Config, ConfigError
-from apr_train.validate import check_model_folder, nearest, validate
+from apr_train.validate import check_model_folder, validate
+from rollout.errors import nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TRUNCATION = ("top_p", "top_k", "min_p", "typical_p")

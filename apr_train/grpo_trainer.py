@@ -52,7 +52,6 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
         self.packed, self.on_rollouts = packed, on_rollouts
         self.pad_id, self.group_size, self.micro_batches = _pad_id(tokenizer), *_sizes(args)
-        self._pushed_step = -1
         super().__init__(
             model=model,
             reward_funcs=_scored_elsewhere,
@@ -70,9 +69,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """One trajectory per input row (whole groups, adjacent) -> call rows on this rank."""
         step, started = self.state.global_step, time.perf_counter()
-        if step != self._pushed_step:
-            self.rollouts.sampler.load_weights(full_weights(self.policy()))
-            self._pushed_step = step
+        self.rollouts.sampler.load_weights(full_weights(self.policy()))
         synced = time.perf_counter()
         problems = [self.problems[row["problem"]] for row in inputs]
         seed, first = mix(self.args.seed, step), self.accelerator.process_index * len(problems)

@@ -1,13 +1,12 @@
 """Refuses a configuration that cannot train rightly, in one line, before any time is spent."""
 
 import json
-from collections.abc import Iterable
-from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
 
 from apr_train.config import AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
 from rewards.acceleration import FORMS
+from rollout.errors import nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": ("arithmetic", "multiplication", "countdown", "jsonl"),
@@ -129,12 +128,6 @@ def check_model_folder(model: ModelConfig) -> None:
         model.max_context <= longest,
         f"model.max_context={model.max_context} is longer than the model's own {longest} positions; lower it",
     )
-
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The word that was probably meant: "rh0" among "cap", "rho" gives "rho"; None when nothing is near."""
-    near = get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return near[0] if near else None
 
 
 def _need(ok: bool, message: str) -> None:

@@ -1,5 +1,14 @@
-"""The one base of errors that a user can mend."""
+"""The one base of errors that a user can mend, and the word that was probably meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class UserError(Exception):
     """One line that says what to do; `scripts/train.py` prints it alone and exits with 2. Other errors are ours."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The word that was probably meant: "rh0" among "cap", "rho" gives "rho"; None when nothing is near."""
+    near = get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return near[0] if near else None

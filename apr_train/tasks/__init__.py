@@ -8,7 +8,7 @@ from apr_train.tasks.base import Task, TaskError
 from apr_train.tasks.countdown import Countdown, CountdownOptions
 from apr_train.tasks.jsonl import Jsonl, JsonlOptions
 from apr_train.tasks.multiplication import Multiplication, MultiplicationOptions
-from apr_train.tasks.options import nearest, read_options
+from apr_train.tasks.options import hint, read_options
 
 _TASKS: dict[str, tuple[Callable[[Any], Task], type]] = {
     "arithmetic": (Arithmetic, ArithmeticOptions),
@@ -19,12 +19,12 @@ _TASKS: dict[str, tuple[Callable[[Any], Task], type]] = {
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
-    """The task `name` with its options. TaskError for an unknown name or option names the nearest valid one.
+    """The task `name` with its options. TaskError for an unknown name or option names the hint valid one.
 
     >>> make_task("multiplication", {"factors_min": 4}).name
     'multiplication'
     """
     if name not in _TASKS:
-        raise TaskError(f"there is no task {name!r}: {nearest(name, sorted(_TASKS))}")
+        raise TaskError(f"there is no task {name!r}: {hint(name, sorted(_TASKS))}")
     task, schema = _TASKS[name]
     return task(read_options(name, schema, options))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from apr_train.tasks.base import Form, Problem, Split, TaskError
-from apr_train.tasks.options import nearest
+from apr_train.tasks.options import hint
 from apr_train.tasks.split import generator, split_of
 from rewards.verdict import Verifier
 from rewards.verify.math import MathVerifier
@@ -88,7 +88,7 @@ def read_dataset(name: str, config: str | None, split: str) -> Iterator[Row]:
 def _text(where: str, row: Mapping[str, Any], column: str) -> str:
     """A column's text; numbers are written out. TaskError when it is missing, empty or something else."""
     if column not in row:
-        raise TaskError(f"{where}: no column {column!r}; {nearest(column, sorted(row))}")
+        raise TaskError(f"{where}: no column {column!r}; {hint(column, sorted(row))}")
     value = row[column]
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         raise TaskError(f"{where}: column {column!r} must be text or a number, got {value!r:.60}")

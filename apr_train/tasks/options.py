@@ -2,23 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from apr_train.tasks.base import TaskError
+from rollout.errors import nearest
 
 Options = TypeVar("Options")
 
 
-def nearest(name: str, known: list[str]) -> str:
+def hint(name: str, known: list[str]) -> str:
     """`did you mean 'steps_min'?`, or all names when none is near.
 
-    >>> nearest("part_max", ["parts_max", "seed"]), nearest("zzz", ["parts_max", "seed"])
+    >>> hint("part_max", ["parts_max", "seed"]), hint("zzz", ["parts_max", "seed"])
     ("did you mean 'parts_max'?", 'use one of parts_max, seed')
     """
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+    near = nearest(name, known)
+    return f"did you mean {near!r}?" if near else f"use one of {', '.join(known)}"
 
 
 def read_options(task: str, schema: type[Options], given: Mapping[str, Any]) -> Options:
@@ -28,7 +28,7 @@ def read_options(task: str, schema: type[Options], given: Mapping[str, Any]) -> 
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            raise TaskError(f"task {task} has no option {name!r}: {nearest(name, known)}")
+            raise TaskError(f"task {task} has no option {name!r}: {hint(name, known)}")
         values[name] = tuple(cast(list[Any], value)) if isinstance(value, list) else value
         if not _fits(values[name], hints[name]):
             wanted = hints[name].__name__ if isinstance(hints[name], type) else hints[name]

@@ -1,10 +1,9 @@
 """One file a dialect; `make_dialect` finds it by name."""
 
-from difflib import get_close_matches
-
 from rollout.dialects.base import Dialect, DialectError
 from rollout.dialects.sequential import Sequential
 from rollout.dialects.threadweaver import ThreadWeaver
+from rollout.errors import nearest
 from rollout.tokens import Tokens
 
 DIALECTS: dict[str, type[Sequential] | type[ThreadWeaver]] = {d.name: d for d in (Sequential, ThreadWeaver)}
@@ -13,8 +12,9 @@ DIALECTS: dict[str, type[Sequential] | type[ThreadWeaver]] = {d.name: d for d in
 def dialect_class(name: str) -> type[Sequential] | type[ThreadWeaver]:
     """The class called `name`; its `tags` are what the tokenizer must know. Raises DialectError, naming the nearest."""
     if name not in DIALECTS:
-        near = get_close_matches(name, DIALECTS, n=1, cutoff=0.0)[0]
-        raise DialectError(f"unknown dialect {name!r}; did you mean {near!r}? (known: {', '.join(DIALECTS)})")
+        near = nearest(name, DIALECTS)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise DialectError(f"unknown dialect {name!r}; {hint}(known: {', '.join(DIALECTS)})")
     return DIALECTS[name]
 
 
