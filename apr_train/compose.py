@@ -31,8 +31,8 @@ def register() -> None:
 def load(overrides: Sequence[str]) -> Config:
     """Composes `configs/config.yaml` with overrides, for tests and scripts. Raises ConfigError.
 
-    >>> load(["experiment=quickstart", "reward.rho=0.3"]).reward.rho
-    0.3
+    >>> load(["experiment=quickstart", "rollout.max_threads=4"]).rollout.max_threads
+    4
     """
     with translated_errors(overrides):
         return to_config(_compose(overrides))
@@ -65,10 +65,19 @@ def translated_errors(overrides: Sequence[str]) -> Iterator[None]:
         raise ConfigError(_explain(error, overrides)) from error
 
 
+def opened(overrides: Sequence[str]) -> list[str]:
+    """Lets an override name a setting that a preset leaves at its default; building the term checks it.
+
+    >>> opened(["reward=outcome", "reward.terms.outcome.weight=2"])
+    ['reward=outcome', '++reward.terms.outcome.weight=2']
+    """
+    return [f"++{override}" if override.startswith("reward.terms.") else override for override in overrides]
+
+
 def _compose(overrides: Sequence[str]) -> DictConfig:
     register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("config", list(overrides))
+        return compose("config", opened(overrides))
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

@@ -59,15 +59,13 @@ class DialectConfig:
 
 @dataclass
 class RewardConfig:
-    """R = outcome + gate * acceleration. See rewards/acceleration.py for the formulas of `form`."""
+    """R = sum over terms of weight * schedule(step) * gate * clip(term); docs/rewards.md tells the story."""
 
-    correct_reward: float = 1.0
-    wrong_reward: float = 0.0
-    form: str = "paper"
-    """paper: min(rho * eta, cap) | code: rho * min(eta, cap) | readme: rho * min(L_total/L_critical - 1, cap)"""
-    rho: float = 0.5
-    """0 switches the acceleration term off."""
-    cap: float = 0.2
+    terms: dict[str, Any] = field(default_factory=dict[str, Any])
+    """By name. `kind` (default: the name) is one of KINDS in rewards/build.py; a term's own settings are the fields of
+    its class. Any term takes: weight; gate, a list of correct | wrong | parallel | sequential | well_formed |
+    malformed; floor and cap, which clip the term before the weight; standardise (z-score in the group); schedule
+    (rewards/schedule.py); scope all | root | threads, whose calls it rewards."""
 
 
 @dataclass

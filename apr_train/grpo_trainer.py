@@ -18,14 +18,15 @@ from trl import GRPOConfig, GRPOTrainer
 
 from apr_train.advantage import group_advantages
 from apr_train.guard import GapGate
-from apr_train.metrics import trajectory_metrics
+from apr_train.metrics import term_metrics, trajectory_metrics
 from apr_train.packing import pack
 from apr_train.rollouts import Rollouts
 from apr_train.rows import Rows, call_rows, pad_rows, split_groups
 from apr_train.tasks.base import Problem
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import full_weights
-from rewards.reward import Reward, Scored
+from rewards.reward import Part, Reward
+from rewards.scored import Group, Scored
 from rollout.orchestrator import mix
 
 OnRollouts = Callable[[int, list[Scored], list[float], list[float]], None]
@@ -75,11 +76,12 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         seed, first = mix(self.args.seed, step), self.accelerator.process_index * len(problems)
         scored = self.rollouts.collect(problems, temperature=self.temperature, seed=seed, first=first)
         sampled = time.perf_counter()
-        rewards = [self.reward(each) for each in scored]
+        parts = self._parts(scored, step + 1)
+        rewards = [sum(part.value for part in each.values()) for each in parts]
         rewards_PG = torch.tensor(rewards, dtype=torch.float32).view(-1, self.group_size)
         advantages_PG = group_advantages(rewards_PG, self.scale_rewards)
         advantages = advantages_PG.flatten().tolist()
-        self._record(scored, rewards_PG, advantages_PG)
+        self._record(scored, parts, rewards_PG, advantages_PG)
         self._metrics["train"]["time/sync"].append(synced - started)
         self._metrics["train"]["time/rollout"].append(sampled - synced)
         tokens = sum(each.lengths.l_total for each in scored) * self.accelerator.num_processes
@@ -89,11 +91,19 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         batch = call_rows(trajectories, advantages, self.group_size, self.pad_id)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
-    def _record(self, scored: list[Scored], rewards_PG: Tensor, advantages_PG: Tensor) -> None:
+    def _parts(self, scored: list[Scored], step: int) -> list[dict[str, Part]]:
+        """Each trajectory's reward, term by term. Groups are adjacent."""
+        found: list[dict[str, Part]] = []
+        for start in range(0, len(scored), self.group_size):
+            parts = self.reward.parts(Group(tuple(scored[start : start + self.group_size])), step)
+            found += [{name: column[i] for name, column in parts.items()} for i in range(self.group_size)]
+        return found
+
+    def _record(
+        self, scored: list[Scored], parts: list[dict[str, Part]], rewards_PG: Tensor, advantages_PG: Tensor
+    ) -> None:
         """Means over all trajectories of all ranks, NaN meaning "does not apply here"."""
-        rows = [
-            trajectory_metrics(each) | {f"reward/{k}": v for k, v in self.reward.parts(each).items()} for each in scored
-        ]
+        rows = [trajectory_metrics(each) | term_metrics(terms) for each, terms in zip(scored, parts, strict=True)]
         names = list(rows[0])
         table = torch.tensor([[row[name] for name in names] for row in rows], device=self.accelerator.device)
         means = self._gathered(table).nanmean(0).tolist()
@@ -101,6 +111,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         advantages = self._gathered(advantages_PG.to(self.accelerator.device)).abs()
         metrics = dict(zip(names, means, strict=True)) | {
             "reward": rewards.nanmean().item(),
+            **{f"schedule/{name}": factor for name, factor in self.reward.schedule(self.state.global_step + 1).items()},
             "group/with_signal": (advantages.amax(1) > 0).float().mean().item(),
             "advantage/abs_mean": advantages.mean().item(),
         }

@@ -1,9 +1,11 @@
 """The numbers of one trajectory, by the names the dashboard shows."""
 
 import math
+from collections.abc import Mapping
 from typing import get_args
 
-from rewards.reward import Scored
+from rewards.reward import Part
+from rewards.scored import Scored
 from rewards.verdict import Verdict
 from rollout.trajectory import Outcome
 
@@ -29,3 +31,13 @@ def trajectory_metrics(scored: Scored) -> dict[str, float]:
         **{f"stop/{name}": float(trajectory.outcome == name) for name in get_args(Outcome)},
         **{f"verify/{name}": float(scored.verdict == name) for name in get_args(Verdict)},
     }
+
+
+def term_metrics(parts: Mapping[str, Part]) -> dict[str, float]:
+    """Per term: its summand, whether its gate was open, and whether the clip bound where it was (NaN elsewhere)."""
+    found: dict[str, float] = {}
+    for name, part in parts.items():
+        found[f"reward/{name}"] = part.value
+        found[f"gate/{name}"] = float(part.gate)
+        found[f"saturated/{name}"] = float(part.saturated) if part.gate else NAN
+    return found

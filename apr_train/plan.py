@@ -1,6 +1,7 @@
 """What a run would do and need, told before it does: model, engine, ranks, tokens per update, memory estimate."""
 
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,8 +144,7 @@ def _work(config: Config, ranks: int) -> list[tuple[str, str]]:
     return [
         ("data", f"{data.task}, {data.train_problems:,} problems, {config.eval.problems:,} held out"),
         ("dialect", config.dialect.name),
-        ("reward if right", _right(config.reward)),
-        ("reward if wrong", f"{config.reward.wrong_reward:g}"),
+        *_terms(config.reward),
         ("engine", engine),
         ("sampling", f"temperature {rollout.temperature:g}, at most {rollout.max_in_flight} calls at once"),
         ("ranks", f"{ranks}, {zero}"),
@@ -160,13 +160,17 @@ def _work(config: Config, ranks: int) -> list[tuple[str, str]]:
     ]
 
 
-def _right(reward: RewardConfig) -> str:
-    bonus = {
-        "paper": f"min({reward.rho:g} * eta, {reward.cap:g})",
-        "code": f"{reward.rho:g} * min(eta, {reward.cap:g})",
-        "readme": f"{reward.rho:g} * min(L_total/L_critical - 1, {reward.cap:g})",
-    }[reward.form]
-    return f"{reward.correct_reward:g}" + (f" + {bonus}" if reward.rho else "")
+def _terms(reward: RewardConfig) -> list[tuple[str, str]]:
+    """One line a term: its settings as they are written, its kind only where that is not its name."""
+    lines: list[tuple[str, str]] = []
+    for name, settings in reward.terms.items():
+        written = ", ".join(f"{key} {_flat(value)}" for key, value in settings.items() if value != name)
+        lines += [("", part) for part in textwrap.wrap(f"{name}: {written}" if written else name, 58)]
+    return [("reward", lines[0][1]), *lines[1:]]
+
+
+def _flat(value: object) -> str:
+    return json.dumps(value).replace('"', "") if isinstance(value, dict | list) else str(value)
 
 
 def _memory(config: Config, sizes: Sizes | None, ranks: int) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from apr_train.config import RolloutConfig
 from apr_train.tasks.base import Problem
-from rewards.reward import Scored
+from rewards.scored import Scored
 from rewards.verdict import BatchVerifier, Verdict, Verifier
 from rollout.critical_path import measure
 from rollout.dialects.base import Dialect

@@ -29,8 +29,8 @@ from apr_train.sft import demonstration_rows, train_sft
 from apr_train.tasks import make_task
 from apr_train.tasks.base import Task
 from apr_train.weight_sync import save_model, saved_weights
-from rewards.acceleration import acceleration
-from rewards.reward import Outcome, Reward, Scored, WhenCorrect
+from rewards.build import make_reward
+from rewards.scored import Scored
 from rewards.verdict import BatchVerifier
 from rollout.dialects import dialect_class, make_dialect
 from rollout.orchestrator import mix
@@ -187,7 +187,7 @@ def _rl(parts: Parts, start: Path) -> float:
         parts.tokens.tokenizer,
         parts.problems.rl,
         rollouts=parts.rollouts,
-        reward=make_reward(config),
+        reward=make_reward(config.reward.terms),
         gate=gate,
         packed=config.model.attention == "tree",
         on_rollouts=_rollout_writer(parts),
@@ -202,15 +202,6 @@ def _rl(parts: Parts, start: Path) -> float:
     save()
     parts.world.wait_for_everyone()
     return gate.mean
-
-
-def make_reward(config: Config) -> Reward:
-    """The configured reward: outcome, and the acceleration bonus behind the gate of a correct answer."""
-    reward = config.reward
-    terms: dict[str, Any] = {"outcome": Outcome(reward.correct_reward, reward.wrong_reward)}
-    if reward.rho:
-        terms["acceleration"] = WhenCorrect(acceleration(reward.form, reward.rho, reward.cap))
-    return Reward(terms)
 
 
 def _rollout_writer(parts: Parts) -> OnRollouts:

@@ -5,13 +5,13 @@ from operator import attrgetter
 from pathlib import Path
 
 from apr_train.config import AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
-from rewards.acceleration import FORMS
+from rewards.build import make_reward
+from rewards.errors import RewardError
 from rollout.errors import nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": ("arithmetic", "multiplication", "countdown", "jsonl"),
     "dialect.name": ("threadweaver", "sequential"),  # rollout.dialects knows too, but importing it takes seconds
-    "reward.form": tuple(FORMS),
     "algorithm.scale_rewards": ("none", "group"),
     "algorithm.lr_schedule": ("constant", "linear", "cosine"),
     "rollout.engine": ("vllm", "vllm_http"),
@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
-        *("seed", "data.seed", "reward.rho", "reward.cap"),
+        *("seed", "data.seed"),
         *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay", "algorithm.save_every"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("logger.rollouts_every", "eval.problems", "eval.temperature"),
@@ -57,7 +57,7 @@ WRONG_LOSSES = {
 
 
 def validate(config: Config, ranks: int = 1) -> None:
-    """Checks meaning (types are the schema's). Reads no file. Raises ConfigError at the first breach.
+    """Checks meaning (types are the schema's). Reads no file but a reward's baseline. ConfigError at the first breach.
 
     >>> validate(config, ranks=2)  # algorithm.prompts_per_step=3 must be a multiple of the number of ranks, 2
     """
@@ -72,11 +72,7 @@ def validate(config: Config, ranks: int = 1) -> None:
         _need(value > 0, f"{key}={value} must be above 0{_reason(key)}")
     _need(0.0 <= config.sft.parallel_share <= 1.0, f"sft.parallel_share={config.sft.parallel_share} must be in [0, 1]")
     _need(bool(config.name) and "/" not in config.name, f"name={config.name!r} must be a folder name, without /")
-    _need(
-        config.reward.correct_reward > config.reward.wrong_reward,
-        f"reward.correct_reward={config.reward.correct_reward} must be above "
-        f"reward.wrong_reward={config.reward.wrong_reward}",
-    )
+    _check_reward(config)
     _check_scratch(config.model)
     _check_rollout(config.rollout, config.model)
     _need(
@@ -143,6 +139,13 @@ def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:
     near = nearest(value, options)
     hint = f"did you mean {near}? " if near else ""
     _need(value in options, f"{key}={value} does not exist: {hint}(known: {', '.join(options)})")
+
+
+def _check_reward(config: Config) -> None:
+    try:
+        make_reward(config.reward.terms)
+    except RewardError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_scratch(model: ModelConfig) -> None:

@@ -1,6 +1,6 @@
 """The one entry point: composes and checks a configuration, then shows it (`dry_run=true`) or trains it.
 
-python scripts/train.py experiment=quickstart reward.rho=0.3
+python scripts/train.py experiment=quickstart reward.terms.acceleration.rho=0.3
 torchrun --nproc-per-node 2 scripts/train.py experiment=quickstart deepspeed=zero3
 """
 
@@ -59,5 +59,6 @@ def one_line_errors() -> Iterator[None]:
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would otherwise catch exceptions, shorten them and exit with 1
     compose.register()
+    sys.argv[1:] = compose.opened(sys.argv[1:])
     with one_line_errors():
         main()

@@ -85,37 +85,20 @@ def test_every_task_option_can_be_overridden_without_a_plus(name: str, schema: t
 
 def test_choices_are_the_names_that_exist() -> None:
     from apr_train.tasks import make_task
-    from rewards.acceleration import FORMS
     from rollout.dialects import DIALECTS
 
     assert set(CHOICES["dialect.name"]) == set(DIALECTS)
-    assert set(CHOICES["reward.form"]) == set(FORMS)
     for task in set(CHOICES["data.task"]) - {"jsonl"}:
         assert make_task(task, {}).name == task
     with pytest.raises(TaskError, match="there is no file"):
         make_task("jsonl", {"path": "nowhere.jsonl"}).problems("train", 1, 0)
 
 
-@pytest.mark.parametrize(
-    ("preset", "wrong", "form", "rho", "cap"),
-    [
-        ("threadweaver_paper", 0.0, "paper", 0.5, 0.2),
-        ("threadweaver_code", -1.0, "code", 0.5, 0.2),
-        ("threadweaver_readme", 0.0, "readme", 0.5, 0.2),
-        ("outcome", 0.0, "paper", 0.0, 0.2),
-    ],
-)
-def test_reward_presets_are_the_published_ones(preset: str, wrong: float, form: str, rho: float, cap: float) -> None:
-    reward = load([f"reward={preset}"]).reward
-    assert (reward.correct_reward, reward.wrong_reward) == (1.0, wrong)
-    assert (reward.form, reward.rho, reward.cap) == (form, rho, cap)
-
-
 def test_the_baseline_differs_from_the_quickstart_in_form_alone() -> None:
     ours, baseline = load(["experiment=quickstart"]), load(["experiment=sequential_baseline"])
     for same in ("model", "data", "algorithm", "rollout", "deepspeed", "eval", "seed"):
         assert getattr(ours, same) == getattr(baseline, same)
-    assert (baseline.dialect.name, baseline.reward.rho) == ("sequential", 0.0)
+    assert (baseline.dialect.name, list(baseline.reward.terms)) == ("sequential", ["outcome"])
 
 
 # Precedence
@@ -133,27 +116,34 @@ def test_output_dir_follows_the_name() -> None:
 
 # Mistakes of the command line
 
-KNOWN_REWARDS = "(known: outcome, threadweaver_code, threadweaver_paper, threadweaver_readme)"
+KNOWN_REWARDS = f"(known: {', '.join(sorted(file.stem for file in (CONFIGS / 'reward').glob('*.yaml')))})"
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("reward.rh0=0.3", "unknown key reward.rh0; did you mean reward.rho?"),
-        ("+reward.foo=1", "unknown key reward.foo; did you mean reward.form?"),
-        ("++reward.rhoo=1", "unknown key reward.rhoo; did you mean reward.rho?"),
+        ("rollout.max_treads=3", "unknown key rollout.max_treads; did you mean rollout.max_threads?"),
+        ("+reward.foo=1", "unknown key reward.foo; reward has terms"),
+        ("++reward.tems=1", "unknown key reward.tems; did you mean reward.terms?"),
+        ("reward.terms.acceleration.rh0=1", "reward.terms.acceleration has no option 'rh0': did you mean 'rho'?"),
+        ("reward.terms.outcome.wieght=1", "reward.terms.outcome has no option 'wieght': did you mean 'weight'?"),
+        (
+            "reward.terms.acceleration=1",
+            "reward.terms.acceleration=1: a term is a mapping of settings; remove one with ~reward.terms.acceleration",
+        ),
         ("sed=3", "unknown key sed; did you mean seed?"),
-        ("rho=0.3", "unknown key rho; did you mean reward.rho?"),
+        ("rho=0.3", "unknown key rho; did you mean reward.terms.acceleration.rho?"),
         ("modle=tiny", "unknown key modle; did you mean model?"),
         ("experimnt=quickstart", "unknown key experimnt; did you mean experiment?"),
         ("data.options.part_max=4", "unknown key data.options.part_max; did you mean data.options.parts_max?"),
         ("dialect.zzzzz=1", "unknown key dialect.zzzzz; dialect has name"),
         ("reward=otcome", f"unknown option reward=otcome: did you mean reward=outcome? {KNOWN_REWARDS}"),
         ("reward=zzz", f"unknown option reward=zzz: {KNOWN_REWARDS}"),
-        ("reward.rho=abc", "reward.rho=abc: it takes a number"),
+        ("reward.terms.acceleration.rho=abc", "reward.terms.acceleration, option rho: 'abc' is not float"),
+        ("rollout.temperature=abc", "rollout.temperature=abc: it takes a number"),
         ("algorithm.steps=2.5", "algorithm.steps=2.5: it takes a whole number"),
         ("dry_run=maybe", "dry_run=maybe: it takes true or false"),
-        ("reward.rho=null", "reward.rho=null: it needs a value"),
+        ("rollout.temperature=null", "rollout.temperature=null: it needs a value"),
         ("seed", "cannot read 'seed'; write key=value, and quote what the shell would change"),
         ("data.task=???", "data.task has no value; add data.task=... to the command line"),
         ("name=${nobody}", "name: Interpolation key 'nobody' not found"),
@@ -174,9 +164,21 @@ def test_an_unknown_key_in_a_yaml_is_found_too(tmp_path: Path, monkeypatch: pyte
     from apr_train import compose
 
     shutil.copytree(CONFIGS, tmp_path / "configs")
-    (tmp_path / "configs/reward/mine.yaml").write_text("rhoo: 1\n")
+    (tmp_path / "configs/reward/mine.yaml").write_text("tems: {}\n")
     monkeypatch.setattr(compose, "CONFIGS", tmp_path / "configs")
-    assert refused("reward=mine") == "unknown key reward.rhoo; did you mean reward.rho?"
+    assert refused("reward=mine") == "unknown key reward.tems; did you mean reward.terms?"
+
+
+def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> None:
+    term = "reward.terms.acceleration"
+    assert refused(f"{term}.form=rato") == f"{term}, option form: 'rato' is not one of eta, ratio"
+    assert refused(f"{term}.floor=1") == f"{term}: floor 1 is above cap 0.2"
+    assert refused(f"{term}.gate=[corect]") == f"{term}.gate: 'corect' does not exist, did you mean 'correct'?"
+    assert refused(f"{term}.schedule.kind=linar") == (
+        f"{term}.schedule of kind 'linar' does not exist: did you mean 'linear'?"
+    )
+    with pytest.raises(ConfigError, match=r"reward\.terms is empty"):
+        load(["~reward.terms.outcome", f"~{term}"])
 
 
 # Meaning
@@ -204,10 +206,6 @@ def test_an_unknown_key_in_a_yaml_is_found_too(tmp_path: Path, monkeypatch: pyte
         ("rollout.url=null rollout=vllm_http", "needs the server's address"),
         ("rollout.url=http://127.0.0.1:8000/v1", "only for rollout=vllm_http"),
         ("rollout.gpu_memory_utilization=1.0", "must be below 1"),
-        ("reward.rho=-1", "reward.rho=-1.0 must be at least 0"),
-        ("reward.cap=-0.1", "reward.cap=-0.1 must be at least 0"),
-        ("reward.form=papr", "did you mean paper?"),
-        ("reward.wrong_reward=1", "must be above reward.wrong_reward=1.0"),
         ("model.dtype=float16", "did you mean bfloat16?"),
         ("model.attention=flash", "(known: tree, sdpa)"),
         ("model.kv_heads=3", "must be a multiple of model.kv_heads"),
@@ -345,7 +343,9 @@ def command(*overrides: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("mistake", ["reward.rh0=0.3", "reward=zzz", "reward.form=papr", "data.options.parts_max=0"])
+@pytest.mark.parametrize(
+    "mistake", ["rollout.max_treads=3", "reward=zzz", "reward.terms.acceleration.rh0=1", "data.options.parts_max=0"]
+)
 def test_the_command_tells_a_mistake_in_one_line(mistake: str) -> None:
     done = command(mistake, "dry_run=true")
     assert done.returncode == 2
@@ -356,17 +356,17 @@ def test_the_command_tells_a_mistake_in_one_line(mistake: str) -> None:
 
 def test_a_dry_run_prints_configuration_and_plan_and_leaves_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
-    done = command("experiment=quickstart", "reward.rho=0.3", "dry_run=true")
+    done = command("experiment=quickstart", "reward.terms.acceleration.rho=0.3", "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert "output_dir: outputs/quickstart" in done.stdout
-    assert "min(0.3 * eta, 0.2)" in done.stdout
+    assert "acceleration: rho 0.3, cap 0.2, gate [correct]" in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_under_torchrun_only_rank_0_speaks() -> None:
     other = command("dry_run=true", RANK="1", WORLD_SIZE="2")
     assert (other.returncode, other.stdout) == (0, "")
-    wrong = command("reward.rh0=1", RANK="1", WORLD_SIZE="2")
+    wrong = command("rollout.max_treads=1", RANK="1", WORLD_SIZE="2")
     assert (wrong.returncode, wrong.stderr) == (2, "")
     odd = command("algorithm.prompts_per_step=3", RANK="0", WORLD_SIZE="2")
     assert "multiple of the number of ranks, 2" in odd.stderr

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from apr_train.evaluate import Record, read_records, speedups, summarise, wilson, write_records
 from apr_train.logger import progress_line
 from apr_train.metrics import trajectory_metrics
-from rewards.acceleration import FORMS, acceleration
-from rewards.reward import Outcome, Reward, Scored, WhenCorrect
+from rewards.build import make_reward
+from rewards.scored import Group, Scored
 from rewards.verdict import Verdict
 from rollout.critical_path import Lengths
 from rollout.trajectory import Segment, Trajectory, TrajectoryError
@@ -26,29 +26,9 @@ def scored(l_total: int, l_critical: int, verdict: Verdict = "correct") -> Score
     return Scored(trajectory, Lengths(l_total, l_critical, 1, 2, 2, 1, 0), verdict)
 
 
-def test_the_three_published_bonuses_by_hand() -> None:
-    # L_total 200, L_critical 150: eta 0.25, ratio 4/3
-    values = {form: acceleration(form, rho=0.5, cap=0.2)(scored(200, 150)) for form in FORMS}
-    assert values == pytest.approx({"paper": 0.125, "code": 0.1, "readme": 0.1})
-    # 200 and 180: eta 0.1, ratio 10/9
-    values = {form: acceleration(form, rho=0.5, cap=0.2)(scored(200, 180)) for form in FORMS}
-    assert values == pytest.approx({"paper": 0.05, "code": 0.05, "readme": 0.5 / 9})
-    # 200 and 100: each at its largest
-    values = {form: acceleration(form, rho=0.5, cap=0.2)(scored(200, 100)) for form in FORMS}
-    assert values == pytest.approx({"paper": 0.2, "code": 0.1, "readme": 0.1})
-
-
-@pytest.mark.parametrize("verdict", ["wrong", "unparsable"])
-def test_a_short_path_pays_nothing_when_the_answer_is_wrong(verdict: Verdict) -> None:
-    reward = Reward({"outcome": Outcome(1.0, -1.0), "acceleration": WhenCorrect(acceleration("paper", 0.5, 0.2))})
-    assert reward(scored(200, 100, verdict)) == -1.0
-    assert reward(scored(200, 100)) == pytest.approx(1.2)
-    assert reward.parts(scored(200, 100, verdict)) == {"outcome": -1.0, "acceleration": 0.0}
-
-
 @pytest.mark.parametrize("verdict", ["timeout", "error"])
 def test_a_failed_verifier_never_looks_like_a_wrong_answer(verdict: Verdict) -> None:
-    assert math.isnan(Reward({"outcome": Outcome()})(scored(200, 100, verdict)))
+    assert math.isnan(make_reward({"outcome": {}})(Group((scored(200, 100, verdict),)), 1)[0])
     assert math.isnan(trajectory_metrics(scored(200, 100, verdict))["accuracy"])
 
 

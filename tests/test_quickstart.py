@@ -85,7 +85,7 @@ def test_the_table_shows_each_policy_whole_and_by_parts(
         ("output_dir=outputs/mine", "use --folder"),
         ("name=mine", "use --folder"),
         ("dry_run=true", "dry_run=true trains nothing"),
-        ("reward.rh0=1", "unknown key reward.rh0; did you mean reward.rho?"),
+        ("rollout.max_treads=1", "unknown key rollout.max_treads; did you mean rollout.max_threads?"),
         ("algorithm.loss=grpo", "use dapo or cispo"),
         ("--sead=1", "cannot read '--sead=1'"),
     ],

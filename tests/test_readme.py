@@ -9,8 +9,9 @@ from test_config import TASK_OPTIONS
 
 from apr_train import compose
 from apr_train.config import Config
-from apr_train.tasks.options import read_options
+from apr_train.tasks.base import TaskError
 from apr_train.validate import check_model_folder, validate
+from rollout.options import read_options
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 # Indented blocks are commands; a backslash continues the line, two spaces and # start a remark.
@@ -38,7 +39,7 @@ def test_a_training_command_composes_and_is_valid(command: str, monkeypatch: pyt
 @pytest.mark.parametrize("command", TRAINING)
 def test_a_training_command_gives_its_task_options_that_fit(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = composed(command, monkeypatch)[0].data
-    read_options(data.task, TASK_OPTIONS[data.task], data.options)
+    read_options(data.task, TASK_OPTIONS[data.task], data.options, TaskError)
 
 
 @pytest.mark.parametrize("command", TRAINING)

@@ -19,7 +19,7 @@ from apr_train.grpo_trainer import ForkJoinGRPOTrainer
 from apr_train.guard import GapGate
 from apr_train.rollouts import Rollouts
 from apr_train.tasks.base import Problem
-from rewards.reward import Outcome, Reward
+from rewards.build import make_reward
 from rewards.verdict import Verdict
 from rollout.demonstration import Block, Demonstration
 from rollout.dialects import make_dialect
@@ -123,7 +123,7 @@ def make_trainer(
         TOKENS.tokenizer,
         [Problem(f"p{i}", f"a{i}=", "1") for i in range(8)],
         rollouts=Rollouts(PreparedSampler(7, noise), DIALECT, TOKENS, verdict, BUDGET),
-        reward=Reward({"outcome": Outcome()}),
+        reward=make_reward({"outcome": {}}),
         gate=GapGate(warn=1.0, stop=5.0),
         packed=packed,
         on_rollouts=lambda *_: None,

@@ -8,7 +8,7 @@ from apr_train.tasks.base import Task, TaskError
 from apr_train.tasks.countdown import Countdown, CountdownOptions
 from apr_train.tasks.jsonl import Jsonl, JsonlOptions
 from apr_train.tasks.multiplication import Multiplication, MultiplicationOptions
-from apr_train.tasks.options import hint, read_options
+from rollout.options import hint, read_options
 
 _TASKS: dict[str, tuple[Callable[[Any], Task], type]] = {
     "arithmetic": (Arithmetic, ArithmeticOptions),
@@ -27,4 +27,4 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     if name not in _TASKS:
         raise TaskError(f"there is no task {name!r}: {hint(name, sorted(_TASKS))}")
     task, schema = _TASKS[name]
-    return task(read_options(name, schema, options))
+    return task(read_options(f"task {name}", schema, options, TaskError))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from apr_train.tasks.base import Form, Problem, Split, TaskError
-from apr_train.tasks.options import hint
 from apr_train.tasks.split import generator, split_of
 from rewards.verdict import Verifier
 from rewards.verify.math import MathVerifier
 from rollout.demonstration import Block, Demonstration
+from rollout.options import hint
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,105 @@
+"""How long a trajectory would take on a machine: list scheduling of its calls on workers that decode together."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rewards.errors import RewardError
+from rewards.scored import Scored
+from rollout.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """`workers` calls at once; a decode step of b calls takes `step_ms(b)`; reading a new context token `prefill_ms`.
+
+    `decode_ms`: measured (batch, milliseconds of one step) points, from batch 1 on, rising, milliseconds never falling.
+    """
+
+    workers: int
+    decode_ms: tuple[tuple[int, float], ...]
+    prefill_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        points = self.decode_ms
+        rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(points))
+        if self.workers < 1 or self.prefill_ms < 0:
+            raise RewardError(f"hardware needs workers >= 1 and prefill_ms >= 0, not {self.workers}, {self.prefill_ms}")
+        if not points or points[0][0] != 1 or points[0][1] <= 0 or not rising:
+            raise RewardError(
+                "decode_ms goes from batch size 1 up, and the milliseconds of a decode step never fall as the batch "
+                f"grows; got {[list(point) for point in points]}"
+            )
+
+    def step_ms(self, batch: int) -> float:
+        """Milliseconds of one decode step; linear between the points, and along the last two beyond them.
+
+        Points (1, 10) and (8, 17): 10 for 1, 12 for 3, 17 for 8, 18 for 9. One point only: the same for every batch.
+        """
+        if len(self.decode_ms) == 1:
+            return self.decode_ms[0][1]
+        pieces = list(pairwise(self.decode_ms))
+        (left, low), (right, high) = next((piece for piece in pieces if batch <= piece[1][0]), pieces[-1])
+        return low + (high - low) * (batch - left) / (right - left)
+
+    def wait_ms(self, scored: Scored) -> float:
+        """From the prompt to the last token of the trajectory, in milliseconds.
+
+        A call is ready when all calls it waits for have ended; ready calls take free workers in the order recorded. A
+        call first reads what of its context no earlier call has read or written (a join re-reads all threads but the
+        first), then decodes one token per step together with the others. Waiting for the client is free.
+
+        Root of 3 tokens, threads of 5 and 9, then 2, points (1, 10), (2, 12), nothing to read: on 2 workers
+        3 * 10 + 5 * 12 + 4 * 10 + 2 * 10 = 150; on 1 worker 19 * 10 = 190.
+        """
+        trajectory = scored.trajectory
+        waits = _waits(trajectory)
+        reads = [tokens * self.prefill_ms for tokens in _new_tokens(trajectory)]
+        writes = [float(len(trajectory.segments[call.sampled].ids)) for call in trajectory.calls]
+        ended: set[int] = set()
+        waiting, running, now = list(range(len(writes))), list[int](), 0.0
+        while waiting or running:
+            ready = [call for call in waiting if waits[call] <= ended]
+            running += ready[: self.workers - len(running)]
+            waiting = [call for call in waiting if call not in running]
+            decoding = [call for call in running if reads[call] <= 0.0]
+            step = self.step_ms(len(decoding)) if decoding else 0.0
+            # until the next event: a call has read its context, or written its last token
+            ahead = min(writes[call] * step if reads[call] <= 0.0 else reads[call] for call in running)
+            now += ahead
+            for call in running:
+                if reads[call] > 0.0:
+                    reads[call] -= ahead
+                elif step:
+                    writes[call] -= ahead / step
+            ended |= {call for call in decoding if writes[call] <= 1e-9}
+            running = [call for call in running if call not in ended]
+        return now
+
+
+def _waits(trajectory: Trajectory) -> list[set[int]]:
+    """The calls that must have ended before each call can start: those its context and its parents come from."""
+    segments = trajectory.segments
+    sampler = {call.sampled: index for index, call in enumerate(trajectory.calls)}
+    behind: list[set[int]] = []
+    for index, segment in enumerate(segments):
+        above = {call for parent in segment.parents for call in behind[parent]}
+        behind.append({sampler[index]} if index in sampler else above)
+    return [
+        {call for source in (*call.context, *segments[call.sampled].parents) for call in behind[source]}
+        for call in trajectory.calls
+    ]
+
+
+def _new_tokens(trajectory: Trajectory) -> list[int]:
+    """Per call, the context tokens that follow the longest prefix that an earlier call has read or written."""
+    known: dict[tuple[int, int], int] = {}  # a trie of segments: (node, segment) -> node; 0 is the root
+    new: list[int] = []
+    for call in trajectory.calls:
+        node, tokens = 0, 0
+        for segment in (*call.context, call.sampled):
+            if (node, segment) not in known:
+                known[(node, segment)] = len(known) + 1
+                tokens += len(trajectory.segments[segment].ids) if segment != call.sampled else 0
+            node = known[(node, segment)]
+        new.append(tokens)
+    return new

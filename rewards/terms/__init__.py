@@ -1,0 +1,1 @@
+"""What a reward is made of: each term a pure function of one scored trajectory and its group."""
