@@ -110,6 +110,9 @@ class SftConfig:
     weight_decay: float = 0.0
     parallel_share: float = 0.5
     """Share of demonstrations written in the parallel form, among problems of two parts and more."""
+    checked_share: float = 0.0
+    """Share written in sequence with threads that only repeat results, to study rewards that useless threads can game;
+    data.task=arithmetic has this form."""
 
 
 @dataclass

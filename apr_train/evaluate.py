@@ -26,6 +26,7 @@ class Record:
     l_critical: int
     l_total: int
     blocks: int
+    threads: int
 
 
 def evaluate(
@@ -42,13 +43,14 @@ def evaluate(
             each.lengths.l_critical,
             each.lengths.l_total,
             each.lengths.blocks,
+            each.lengths.threads,
         )
         for problem, each in zip(problems, scored, strict=True)
     ]
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """accuracy (of the judged), l_critical_mean, l_total_mean, trigger_rate, problems; and the same `by_parts`."""
+    """accuracy (of the judged), means of L_critical, L_total and threads, trigger rate; and the same `by_parts`."""
     summary: dict[str, Any] = dict(_means(records))
     parts = sorted({r.parts for r in records if r.parts is not None})
     summary["by_parts"] = {str(p): _means([r for r in records if r.parts == p]) for p in parts}
@@ -66,6 +68,7 @@ def _means(records: Sequence[Record]) -> dict[str, float | int | None]:
         "accuracy_high": high,
         "l_critical_mean": _mean([r.l_critical for r in records]),
         "l_total_mean": _mean([r.l_total for r in records]),
+        "threads_mean": _mean([r.threads for r in records]),
         "trigger_rate": _mean([float(r.blocks > 0) for r in records]),
         "answered": _mean([float(r.outcome == "answered") for r in records]),
     }

@@ -23,6 +23,7 @@ def trajectory_metrics(scored: Scored) -> dict[str, float]:
         "tree/eta": lengths.eta,
         "tree/trigger_rate": float(lengths.blocks > 0),
         "tree/parallel_ratio": lengths.parallel_ratio,
+        "tree/spawned": float(lengths.threads),
         "tree/threads": lengths.threads / lengths.blocks if lengths.blocks else NAN,
         "tree/strict_format": float(scored.flaw is None),
         "tree/threads_cut": float(trajectory.notes.get("thread/forced close", 0)),

@@ -159,6 +159,7 @@ def _sft(parts: Parts, start: Path) -> None:
         rollouts.budget,
         config.model.max_context,
         parallel_share=config.sft.parallel_share,
+        checked_share=config.sft.checked_share,
         seed=config.seed,
     )
     callbacks: list[TrainerCallback] = [LogCallback(parts.log, "sft")]

@@ -52,17 +52,22 @@ def demonstration_rows(
     max_context: int,
     *,
     parallel_share: float,
+    checked_share: float = 0.0,
     seed: int,
 ) -> Dataset:
     """One example per problem: `rows` (its calls, context + sampled) and `contexts` (how much of each is context).
 
     A problem of one part, or of unknown parts, is shown sequentially; the others in parallel with chance
-    `parallel_share`, drawn from (seed, problem) alone.
+    `parallel_share`; any problem in the checked form with chance `checked_share`. Drawn from (seed, problem) alone.
+    Raises TaskError when the task has no such form.
     """
+    if checked_share and "checked" not in task.forms:
+        raise TaskError(f"sft.checked_share={checked_share}: task {task.name} has no checked form; arithmetic has")
     rows, contexts = [], []
     for problem in problems:
-        parallel = (problem.parts or 1) > 1 and random.Random(f"{seed}/{problem.id}").random() < parallel_share
-        form: Form = "parallel" if parallel else "sequential"
+        chance = random.Random(f"{seed}/{problem.id}").random()
+        parallel = (problem.parts or 1) > 1 and chance < parallel_share
+        form: Form = "parallel" if parallel else "checked" if chance >= 1.0 - checked_share else "sequential"
         calls = list(record_demonstration(task, problem, form, dialect, tokens, budget, max_context).rows())
         rows.append([[*context, *sampled] for context, sampled, _ in calls])
         contexts.append([len(context) for context, _, _ in calls])

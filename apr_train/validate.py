@@ -70,7 +70,9 @@ def validate(config: Config, ranks: int = 1) -> None:
     for key in ABOVE_ZERO:
         value = attrgetter(key)(config)
         _need(value > 0, f"{key}={value} must be above 0{_reason(key)}")
-    _need(0.0 <= config.sft.parallel_share <= 1.0, f"sft.parallel_share={config.sft.parallel_share} must be in [0, 1]")
+    parallel, checked = config.sft.parallel_share, config.sft.checked_share
+    _need(0.0 <= parallel <= 1.0, f"sft.parallel_share={parallel} must be in [0, 1]")
+    _need(0.0 <= checked <= 1.0 - parallel, f"sft.checked_share={checked} must be in [0, 1 - sft.parallel_share]")
     _need(bool(config.name) and "/" not in config.name, f"name={config.name!r} must be a folder name, without /")
     _check_reward(config)
     _check_scratch(config.model)

@@ -18,7 +18,7 @@ from rollout.trajectory import Segment, Trajectory, TrajectoryError
 
 
 def record(name: str, l_critical: int, parts: int = 2, correct: bool | None = True, blocks: int = 0) -> Record:
-    return Record(name, parts, correct, "answered", l_critical, 2 * l_critical, blocks)
+    return Record(name, parts, correct, "answered", l_critical, 2 * l_critical, blocks, 2 * blocks)
 
 
 def scored(l_total: int, l_critical: int, verdict: Verdict = "correct") -> Scored:

@@ -18,7 +18,7 @@ FAIL = [sys.executable, "-c", "raise SystemExit(3)"]
 
 
 def record(name: str, parts: int, correct: bool, l_critical: int, l_total: int, blocks: int = 0) -> Record:
-    return Record(name, parts, correct, "answered", l_critical, l_total, blocks)
+    return Record(name, parts, correct, "answered", l_critical, l_total, blocks, 2 * blocks)
 
 
 OURS = [record("a", 1, True, 50, 50), record("b", 3, True, 200, 450, blocks=1)]

@@ -49,6 +49,19 @@ def test_one_part_is_never_shown_in_parallel_and_others_at_the_chosen_share() ->
     assert 0.35 < sum(forked[2] + forked[3]) / len(forked[2] + forked[3]) < 0.65
 
 
+def test_the_checked_form_takes_its_share_from_the_sequential_one_alone() -> None:
+    problems = TASK.problems("train", 300, 0)
+    options = {"parallel_share": 0.4, "seed": 0}
+    plain = list(demonstration_rows(TASK, problems, DIALECT, TOKENS, BUDGET, 1000, **options))
+    mixed = list(demonstration_rows(TASK, problems, DIALECT, TOKENS, BUDGET, 1000, checked_share=0.3, **options))
+    forked = [len(example["rows"]) > 1 for example in plain]
+    changed = [one != other for one, other in zip(plain, mixed, strict=True)]
+    assert not any(was and now for was, now in zip(forked, changed, strict=True))
+    assert 0.2 < sum(changed) / len(changed) < 0.4
+    with pytest.raises(TaskError, match="countdown has no checked form"):
+        demonstration_rows(make_task("countdown", {}), [], DIALECT, TOKENS, BUDGET, 1000, checked_share=0.1, **options)
+
+
 def test_a_demonstration_that_breaks_its_budget_is_refused_before_training() -> None:
     problem = next(p for p in TASK.problems("train", 9, 0) if p.parts == 3)
     small = Budget(response=30, answer=8, threads=8, blocks=8)

@@ -160,6 +160,19 @@ def test_arithmetic_demonstration_lines_are_the_threads() -> None:
         assert problem.answer == "".join(body[-2:] for _, body in block.threads)
 
 
+def test_checking_threads_do_no_work_of_their_own() -> None:
+    task = make_task("arithmetic", {"parts_max": 3})
+    counts: set[int] = set()
+    for problem in task.problems("train", 60, 0):
+        lines, block = task.demonstration(problem, "checked").reasoning
+        assert (lines,) == task.demonstration(problem, "sequential").reasoning
+        assert isinstance(block, Block)
+        results = [problem.answer[i : i + 2] for i in range(0, len(problem.answer), 2)]
+        assert [body for _, body in block.threads] == [results[i % len(results)] for i in range(len(block.threads))]
+        counts.add(len(block.threads))
+    assert counts == {1, 2, 3, 4, 5, 6}
+
+
 # --- multiplication ---------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The toy: independent chains that count on from a digit; the answer collects where each one ends."""
 
 from dataclasses import dataclass
+from itertools import cycle, islice
 from random import Random
 from string import ascii_lowercase
 
@@ -12,6 +13,8 @@ from rollout.demonstration import Block, Demonstration
 
 HELDOUT_IN = 5
 """One in five problems is held out."""
+MOST_CHECKS = 6
+"""Threads of the largest checking block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Arithmetic:
     """
 
     name = "arithmetic"
+    forms: tuple[Form, ...] = ("sequential", "parallel", "checked")
     verifier: Verifier = staticmethod(exact_text)
 
     def __init__(self, options: ArithmeticOptions) -> None:
@@ -106,11 +110,17 @@ class Arithmetic:
         return found
 
     def demonstration(self, problem: Problem, form: Form) -> Demonstration:
-        """See Task. Sequential: a line per chain; parallel: a thread per chain."""
+        """See Task. Sequential: a line per chain; parallel: a thread per chain; checked: the lines, and then one to
+        MOST_CHECKS threads that each say a chain's result again."""
         meta = problem.meta
         surface = render(Instance(_digits(meta["starts"]), _digits(meta["strides"]), int(meta["steps"])))
+        lines = "".join(f"{chain}\n" for chain in surface.chains)
         if form == "sequential":
-            return Demonstration(("".join(f"{chain}\n" for chain in surface.chains),), surface.answer)
+            return Demonstration((lines,), surface.answer)
+        if form == "checked":
+            count = Random(f"checks of {problem.id}").randint(1, MOST_CHECKS)
+            checks = list(zip(surface.names, (chain[-2:] for chain in surface.chains), strict=True))
+            return Demonstration((lines, Block(tuple(islice(cycle(checks), count)))), surface.answer)
         if len(surface.chains) == 1:
             raise TaskError(f"problem {problem.id} has one part: only the sequential form exists")
         return Demonstration((Block(tuple(zip(surface.names, surface.chains, strict=True))),), surface.answer)

@@ -8,7 +8,9 @@ from rollout.demonstration import Demonstration
 from rollout.errors import UserError
 
 Split = Literal["train", "heldout"]
-Form = Literal["sequential", "parallel"]
+Form = Literal["sequential", "parallel", "checked"]
+"""How a solution is laid out. `checked`: in sequence, then threads that only repeat results, which saves no time: it is
+there to study which rewards useless threads can game."""
 
 
 class TaskError(UserError, ValueError):
@@ -31,6 +33,8 @@ class Task(Protocol):
     """A source of problems. Same (split, count, seed) gives the same problems; train and heldout never meet."""
 
     name: str
+    forms: tuple[Form, ...]
+    """The forms its demonstrations come in."""
     verifier: Verifier
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:

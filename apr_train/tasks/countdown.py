@@ -159,6 +159,7 @@ class Countdown:
     """
 
     name = "countdown"
+    forms: tuple[Form, ...] = ("sequential", "parallel")
     verifier: Verifier = staticmethod(countdown)
 
     def __init__(self, options: CountdownOptions) -> None:

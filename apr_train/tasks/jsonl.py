@@ -130,6 +130,7 @@ class Jsonl:
     """
 
     name = "jsonl"
+    forms: tuple[Form, ...] = ("sequential", "parallel")
 
     def __init__(self, options: JsonlOptions) -> None:
         self.options = options

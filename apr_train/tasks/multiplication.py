@@ -85,6 +85,7 @@ class Multiplication:
     """`12 * 7 * 301 * 9 * 44 =`; equal shares of every number of factors. `parts`: pairs of the first block."""
 
     name = "multiplication"
+    forms: tuple[Form, ...] = ("sequential", "parallel")
     verifier: Verifier = staticmethod(exact_integers)
 
     def __init__(self, options: MultiplicationOptions) -> None:
