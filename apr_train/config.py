@@ -74,8 +74,17 @@ class AlgorithmConfig:
 
     loss: str = "dapo"
     """dapo | cispo"""
+    baseline: str = "group_mean"
+    """group_mean | leave_one_out (the mean of the group's other members)"""
     scale_rewards: str = "none"
-    """none (P-GRPO) | group (GRPO, divides by the group's standard deviation)"""
+    """none (P-GRPO) | group (GRPO, divides by the group's standard deviation) | batch (PAPO, by the whole step's)"""
+    apart: bool = False
+    """Baseline and scale the terms that judge the answer and all others apart, then add the two advantages."""
+    credit: str = "broadcast"
+    """Who gets a trajectory's advantage: broadcast (every call) | root_only (threads 0) | frozen_threads (threads are
+    no training rows) | ratio_scaled (SELFCEST) | node_local (RAO, needs a node_success term) | per_call_mean (APR)"""
+    dynamic_sampling: int = 0
+    """How often at most a step's groups of equal rewards are drawn again, with other prompts; 0 keeps them."""
     learning_rate: float = 1e-6
     lr_schedule: str = "constant"
     """constant | linear | cosine, after the warm-up; the latter two end at 0"""

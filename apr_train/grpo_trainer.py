@@ -5,7 +5,10 @@
 3. `_get_per_token_logps_and_entropies`: one forward over the packed trie instead of one padded row per call.
 """
 
+import math
+import random
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -16,7 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from apr_train.advantage import group_advantages
+from apr_train.advantage import AdvantageRule, scope_advantages
+from apr_train.config import AlgorithmConfig
+from apr_train.credit import CallAdvantages, credit_calls, mean_over_calls, node_advantages
 from apr_train.guard import GapGate
 from apr_train.metrics import term_metrics, trajectory_metrics
 from apr_train.packing import pack
@@ -30,11 +35,18 @@ from rewards.scored import Group, Scored
 from rollout.orchestrator import mix
 
 OnRollouts = Callable[[int, list[Scored], list[float], list[float]], None]
-"""Called once a step with (step from 1, trajectories, rewards, advantages) of this rank."""
+"""Called once a step with (step from 1, trajectories, rewards, advantages of their roots) of this rank."""
+
+
+class NoSignalWarning(UserWarning):
+    """A whole step taught nothing although dynamic sampling looked for groups that do."""
 
 
 class ForkJoinGRPOTrainer(GRPOTrainer):
-    """Trains the policy that `rollouts` samples. `args` come from `grpo_arguments`; `problems` feed the prompts."""
+    """Trains the policy that `rollouts` samples. `args` come from `grpo_arguments`; `problems` feed the prompts.
+
+    `algorithm` says how rewards become advantages of calls: baseline, scale, apart, credit, dynamic sampling.
+    """
 
     def __init__(
         self,
@@ -45,13 +57,14 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         *,
         rollouts: Rollouts,
         reward: Reward,
+        algorithm: AlgorithmConfig,
         gate: GapGate,
         packed: bool,
         on_rollouts: OnRollouts,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
-        self.packed, self.on_rollouts = packed, on_rollouts
+        self.algorithm, self.packed, self.on_rollouts = algorithm, packed, on_rollouts
         self.pad_id, self.group_size, self.micro_batches = _pad_id(tokenizer), *_sizes(args)
         super().__init__(
             model=model,
@@ -72,24 +85,49 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         step, started = self.state.global_step, time.perf_counter()
         self.rollouts.sampler.load_weights(full_weights(self.policy()))
         synced = time.perf_counter()
-        problems = [self.problems[row["problem"]] for row in inputs]
-        seed, first = mix(self.args.seed, step), self.accelerator.process_index * len(problems)
-        scored = self.rollouts.collect(problems, temperature=self.temperature, seed=seed, first=first)
+        scored, resampled = self._sample([row["problem"] for row in inputs], step)
         sampled = time.perf_counter()
         parts = self._parts(scored, step + 1)
-        rewards = [sum(part.value for part in each.values()) for each in parts]
-        rewards_PG = torch.tensor(rewards, dtype=torch.float32).view(-1, self.group_size)
-        advantages_PG = group_advantages(rewards_PG, self.scale_rewards)
-        advantages = advantages_PG.flatten().tolist()
-        self._record(scored, parts, rewards_PG, advantages_PG)
+        advantages, rewards = self._advantages(scored, parts)
+        self._record(scored, parts, advantages["root"], resampled)
         self._metrics["train"]["time/sync"].append(synced - started)
         self._metrics["train"]["time/rollout"].append(sampled - synced)
         tokens = sum(each.lengths.l_total for each in scored) * self.accelerator.num_processes
         self._metrics["train"]["perf/tokens_per_s"].append(tokens / (sampled - synced))
-        self.on_rollouts(step + 1, scored, rewards, advantages)
-        trajectories = [each.trajectory for each in scored]
-        batch = call_rows(trajectories, advantages, self.group_size, self.pad_id)
+        self.on_rollouts(step + 1, scored, rewards, advantages["root"])
+        credited = self._credit(scored, advantages, rewards)
+        batch = call_rows([each.trajectory for each in scored], credited, self.group_size, self.pad_id)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
+
+    def _sample(self, numbers: list[int], step: int) -> tuple[list[Scored], int]:
+        """Scored trajectories for these problems, and how many groups were drawn again for want of a signal.
+
+        A refill has problems of its own choosing and nothing to wait for, so ranks may differ in how often they need
+        one. After `dynamic_sampling` rounds the groups without a signal stay: they teach nothing, and are counted.
+        """
+        seed, first = mix(self.args.seed, step), self.accelerator.process_index * len(numbers)
+        size, used, resampled = self.group_size, set(numbers), 0
+
+        def collect(chosen: list[int], stream: int) -> list[Scored]:
+            problems = [self.problems[number] for number in chosen]
+            return self.rollouts.collect(problems, temperature=self.temperature, seed=stream, first=first)
+
+        scored = collect(numbers, seed)
+        for again in range(1, self.algorithm.dynamic_sampling + 1):
+            flat = [start for start in range(0, len(scored), size) if not self._signal(scored[start : start + size])]
+            fresh = other_problems(len(self.problems), used, len(flat), mix(seed, again, first))
+            if not fresh:
+                break
+            used, resampled = used | set(fresh), resampled + len(fresh)
+            drawn = collect([number for number in fresh for _ in range(size)], mix(seed, again))
+            for index, start in enumerate(flat[: len(fresh)]):
+                scored[start : start + size] = drawn[index * size : (index + 1) * size]
+        return scored, resampled
+
+    def _signal(self, members: list[Scored]) -> bool:
+        """Whether the judged members of a group differ in any term's value at this step."""
+        columns = self.reward.parts(Group(tuple(members)), self.state.global_step + 1).values()
+        return any(len({part.value for part in column if not math.isnan(part.value)}) > 1 for column in columns)
 
     def _parts(self, scored: list[Scored], step: int) -> list[dict[str, Part]]:
         """Each trajectory's reward, term by term. Groups are adjacent."""
@@ -99,22 +137,61 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
             found += [{name: column[i] for name, column in parts.items()} for i in range(self.group_size)]
         return found
 
+    def _advantages(
+        self, scored: list[Scored], parts: list[dict[str, Part]]
+    ) -> tuple[dict[str, list[float]], list[float]]:
+        """Of this rank's trajectories: advantages of "root" and "threads" calls, and rewards. All ranks take part."""
+        values = torch.tensor([[part.value for part in each.values()] for each in parts], dtype=torch.float32)
+        everyone = self._gathered(values.to(self.accelerator.device))
+        mine = slice(self.accelerator.process_index * len(scored), (self.accelerator.process_index + 1) * len(scored))
+        algorithm = self.algorithm
+        rule = AdvantageRule(algorithm.baseline, algorithm.scale_rewards, algorithm.apart)
+        advantages = scope_advantages(everyone, self.reward, self.group_size, rule)
+        return {scope: found[mine].tolist() for scope, found in advantages.items()}, values.sum(1).tolist()
+
+    def _credit(self, scored: list[Scored], advantages: dict[str, list[float]], rewards: list[float]) -> CallAdvantages:
+        kind = self.algorithm.credit
+        if kind == "node_local":
+            size, bonus = self.group_size, self.reward.node_bonus
+            assert bonus is not None  # validate sees to it
+            groups = [Group(tuple(scored[start : start + size])) for start in range(0, len(scored), size)]
+            return node_advantages(groups, bonus, advantages["root"])
+        credited = credit_calls(kind, scored, advantages["root"], advantages["threads"], rewards)
+        if kind != "per_call_mean":
+            return credited
+        trajectories = [each.trajectory for each in scored]
+        own = sum(len(t.segments[call.sampled].ids) for t in trajectories for call in t.calls)
+        totals = torch.tensor([own, len(scored)], device=self.accelerator.device)
+        tokens, count = self._summed(totals).tolist()
+        return mean_over_calls(credited, trajectories, tokens, count)
+
     def _record(
-        self, scored: list[Scored], parts: list[dict[str, Part]], rewards_PG: Tensor, advantages_PG: Tensor
+        self, scored: list[Scored], parts: list[dict[str, Part]], advantages: list[float], resampled: int
     ) -> None:
         """Means over all trajectories of all ranks, NaN meaning "does not apply here"."""
-        rows = [trajectory_metrics(each) | term_metrics(terms) for each, terms in zip(scored, parts, strict=True)]
+        rows = [
+            trajectory_metrics(each)
+            | term_metrics(terms)
+            | {"reward": sum(part.value for part in terms.values()), "advantage/abs_mean": abs(advantage)}
+            for each, terms, advantage in zip(scored, parts, advantages, strict=True)
+        ]
         names = list(rows[0])
-        table = torch.tensor([[row[name] for name in names] for row in rows], device=self.accelerator.device)
-        means = self._gathered(table).nanmean(0).tolist()
-        rewards = self._gathered(rewards_PG.to(self.accelerator.device))
-        advantages = self._gathered(advantages_PG.to(self.accelerator.device)).abs()
-        metrics = dict(zip(names, means, strict=True)) | {
-            "reward": rewards.nanmean().item(),
+        table = self._gathered(torch.tensor([list(row.values()) for row in rows], device=self.accelerator.device))
+        groups_PG = table[:, names.index("advantage/abs_mean")].view(-1, self.group_size)
+        resampled_groups = self._summed(torch.tensor(resampled, device=self.accelerator.device))
+        metrics = dict(zip(names, table.nanmean(0).tolist(), strict=True)) | {
+            "group/with_signal": (groups_PG.amax(1) > 0).float().mean().item(),
+            "group/resampled": resampled_groups.item() / len(groups_PG),
             **{f"schedule/{name}": factor for name, factor in self.reward.schedule(self.state.global_step + 1).items()},
-            "group/with_signal": (advantages.amax(1) > 0).float().mean().item(),
-            "advantage/abs_mean": advantages.mean().item(),
         }
+        if self.algorithm.dynamic_sampling and not metrics["group/with_signal"]:
+            warnings.warn(
+                f"step {self.state.global_step + 1}: every group's rewards are equal, also after "
+                f"{self.algorithm.dynamic_sampling} rounds of dynamic sampling, so nothing is learnt from it: the "
+                "problems are all too easy or all too hard",
+                NoSignalWarning,
+                stacklevel=2,
+            )
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
@@ -193,6 +270,12 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         self._metrics["train"]["perf/packing_ratio"].append(trie.raw_tokens / trie.unique_tokens)
         where = where.to(device)
         return _scatter(outputs.log_probs[0], where), _scatter(outputs.entropy[0], where)
+
+
+def other_problems(count: int, used: set[int], wanted: int, seed: int) -> list[int]:
+    """Up to `wanted` of `count` problems, none of them used in this step already; fewer when there are no more."""
+    left = sorted(set(range(count)) - used)
+    return random.Random(seed).sample(left, min(wanted, len(left)))
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from apr_train.credit import CallAdvantages
 from rollout.trajectory import Trajectory
 
 Rows = dict[str, Tensor]
@@ -12,16 +13,17 @@ Rows = dict[str, Tensor]
 advantages (B,); group (B,), the index of each row's prompt group. Row = one call; every sampled token is in one row."""
 
 
-def call_rows(trajectories: Sequence[Trajectory], advantages: Sequence[float], group_size: int, pad_id: int) -> Rows:
-    """One row per call; all rows of a trajectory carry its one advantage.
+def call_rows(trajectories: Sequence[Trajectory], advantages: CallAdvantages, group_size: int, pad_id: int) -> Rows:
+    """One row per call that has an advantage.
 
     Trajectories come group by group. `old_per_token_logps` are the sampler's own log-probs, so that the ratio of the
     loss is that of the policy that sampled.
     """
     rows = [
         (context, sampled, logprobs, advantage, index // group_size)
-        for index, (trajectory, advantage) in enumerate(zip(trajectories, advantages, strict=True))
-        for context, sampled, logprobs in trajectory.rows()
+        for index, (trajectory, credited) in enumerate(zip(trajectories, advantages, strict=True))
+        for (context, sampled, logprobs), advantage in zip(trajectory.rows(), credited, strict=True)
+        if advantage is not None
     ]
     longest_context = max((len(row[0]) for row in rows), default=1)
     longest_sampled = max((len(row[1]) for row in rows), default=1)

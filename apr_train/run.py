@@ -189,6 +189,7 @@ def _rl(parts: Parts, start: Path) -> float:
         parts.problems.rl,
         rollouts=parts.rollouts,
         reward=make_reward(config.reward.terms),
+        algorithm=config.algorithm,
         gate=gate,
         packed=config.model.attention == "tree",
         on_rollouts=_rollout_writer(parts),

@@ -12,7 +12,9 @@ from rollout.errors import nearest
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": ("arithmetic", "multiplication", "countdown", "jsonl"),
     "dialect.name": ("threadweaver", "sequential"),  # rollout.dialects knows too, but importing it takes seconds
-    "algorithm.scale_rewards": ("none", "group"),
+    "algorithm.baseline": ("group_mean", "leave_one_out"),
+    "algorithm.scale_rewards": ("none", "group", "batch"),
+    "algorithm.credit": (*("broadcast", "root_only", "frozen_threads", "ratio_scaled", "node_local", "per_call_mean"),),
     "algorithm.lr_schedule": ("constant", "linear", "cosine"),
     "rollout.engine": ("vllm", "vllm_http"),
     "logger.wandb": ("online", "offline", "disabled"),
@@ -23,6 +25,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
         *("seed", "data.seed"),
         *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay", "algorithm.save_every"),
+        "algorithm.dynamic_sampling",
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("logger.rollouts_every", "eval.problems", "eval.temperature"),
     ),
@@ -145,9 +148,13 @@ def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:
 
 def _check_reward(config: Config) -> None:
     try:
-        make_reward(config.reward.terms)
+        reward = make_reward(config.reward.terms)
     except RewardError as error:
         raise ConfigError(str(error)) from error
+    _need(
+        config.algorithm.credit != "node_local" or reward.node_bonus is not None,
+        "algorithm.credit=node_local needs a term of kind node_success: take reward=rao",
+    )
 
 
 def _check_scratch(model: ModelConfig) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Protocol
 
 from rewards.schedule import Constant, Schedule
 from rewards.scored import Group, Scored
+from rewards.terms.answer import NodeSuccess
 
 Scope = Literal["all", "root", "threads"]
 """Whose calls a term's reward goes to: all of the trajectory's, the root's only, or the threads' only."""
@@ -106,6 +107,11 @@ class Reward:
         """The reward of each member of the group at a training step, counted from 1."""
         parts = self.parts(group, step)
         return [sum(parts[name][i].value for name in parts) for i in range(len(group.members))]
+
+    @property
+    def node_bonus(self) -> float | None:
+        """The bonus of its node_success term, which `credit: node_local` pays to every node; None without one."""
+        return next((each.term.bonus for each in self.terms.values() if isinstance(each.term, NodeSuccess)), None)
 
     def schedule(self, step: int) -> dict[str, float]:
         """Each term's schedule factor at this step."""

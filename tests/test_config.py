@@ -24,7 +24,8 @@ from rollout.errors import UserError
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONFIGS.glob("*/*.yaml"))
 GROUPS = {field.name for field in fields(Config)} - {"name", "output_dir", "seed", "dry_run"} | {"experiment", "debug"}
-NEEDS = {"model=qwen3_8b": ["deepspeed=zero3"]}  # refused alone, on purpose
+NEEDS = {
+    "algorithm=rao": ["reward=rao"],"model=qwen3_8b": ["deepspeed=zero3"]}  # refused alone, on purpose
 TASK_OPTIONS = {
     "arithmetic": ArithmeticOptions,
     "multiplication": MultiplicationOptions,
@@ -191,7 +192,9 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ("algorithm.loss=bnpo", "how rows are split"),
         ("algorithm.loss=dr_grpo", "use dapo or cispo"),
         ("algorithm.loss=dap", "did you mean dapo?"),
-        ("algorithm.scale_rewards=batch", "(known: none, group)"),
+        ("algorithm.scale_rewards=std", "(known: none, group, batch)"),
+        ("algorithm.credit=node_local", "needs a term of kind node_success"),
+        ("algorithm.credit=rot_only", "did you mean root_only?"),
         ("algorithm.group_size=1", "must be at least 2: an advantage compares"),
         ("algorithm.micro_batches=3", "must divide a rank's 16 prompts"),
         ("algorithm.learning_rate=0", "must be above 0"),

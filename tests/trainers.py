@@ -105,9 +105,19 @@ def separate_logps(model: Qwen3ForCausalLM, context: list[int], sampled: tuple[i
 
 
 def make_trainer(
-    folder: Path, *, packed: bool, micro_batches: int = 1, noise: float = 0.05, stage: int | None = None
+    folder: Path,
+    *,
+    packed: bool,
+    micro_batches: int = 1,
+    noise: float = 0.05,
+    stage: int | None = None,
+    reward: dict[str, Any] | None = None,
+    **algorithm: Any,
 ) -> ForkJoinGRPOTrainer:
+    """4 prompts x 4 rollouts, two steps; `algorithm` sets keys of AlgorithmConfig."""
     config = Config()
+    for name, value in algorithm.items():
+        setattr(config.algorithm, name, value)
     config.algorithm.prompts_per_step, config.algorithm.group_size, config.algorithm.steps = 4, 4, 2
     config.algorithm.micro_batches, config.algorithm.learning_rate = micro_batches, 1e-2
     config.rollout.max_response_tokens = 500
@@ -123,7 +133,8 @@ def make_trainer(
         TOKENS.tokenizer,
         [Problem(f"p{i}", f"a{i}=", "1") for i in range(8)],
         rollouts=Rollouts(PreparedSampler(7, noise), DIALECT, TOKENS, verdict, BUDGET),
-        reward=make_reward({"outcome": {}}),
+        reward=make_reward(reward or {"outcome": {}}),
+        algorithm=config.algorithm,
         gate=GapGate(warn=1.0, stop=5.0),
         packed=packed,
         on_rollouts=lambda *_: None,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rewards.errors import RewardError
 from rewards.scored import Group, Scored
@@ -29,23 +29,25 @@ class Redundancy:
     """How much sibling threads repeat each other, 0 to 1 (weight it below 0).
 
     For each thread: the largest Jaccard overlap of its n-grams of sampled tokens with a sibling's, the part above
-    `free` scaled to (0, 1]; then the mean over all threads. A thread without siblings counts 0, and so does a pair of
-    which one is empty.
+    `free` scaled to (0, 1]; then the mean over all threads, or the largest. A thread without siblings counts 0, and so
+    does a pair of which one is empty.
 
-    Two equal threads and a third that shares nothing: (1 + 1 + 0) / 3 = 2/3. Overlap 0.85 with free 0.7 counts 0.5.
+    Two equal threads and a third that shares nothing: (1 + 1 + 0) / 3 = 2/3, or 1 with `over_threads: largest`, which
+    further threads of no use cannot dilute. Overlap 0.85 with free 0.7 counts 0.5.
     """
 
     judges_answer: ClassVar[bool] = False
     n: int = 4
     free: float = 0.7
     """Overlap that costs nothing: siblings share names and turns of phrase."""
+    over_threads: Literal["mean", "largest"] = "mean"
 
     def __post_init__(self) -> None:
         if self.n < 1 or not 0.0 <= self.free < 1.0:
             raise RewardError(f"redundancy needs n >= 1 and 0 <= free < 1, not n={self.n}, free={self.free}")
 
     def __call__(self, scored: Scored, group: Group) -> float:
-        total = 0.0
+        counts: list[float] = []
         for siblings in scored.blocks.values():
             grams = [_grams(thread.sampled, self.n) for thread in siblings]
             largest = [0.0] * len(grams)
@@ -53,8 +55,10 @@ class Redundancy:
                 for j in range(i):
                     overlap = _jaccard(grams[i], grams[j])
                     largest[i], largest[j] = max(largest[i], overlap), max(largest[j], overlap)
-            total += sum(max(0.0, overlap - self.free) / (1.0 - self.free) for overlap in largest)
-        return total / len(scored.threads) if scored.threads else 0.0
+            counts += [max(0.0, overlap - self.free) / (1.0 - self.free) for overlap in largest]
+        if self.over_threads == "largest":
+            return max(counts, default=0.0)
+        return sum(counts) / len(counts) if counts else 0.0
 
 
 @dataclass(frozen=True, slots=True)
