@@ -24,8 +24,7 @@ from rollout.errors import UserError
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONFIGS.glob("*/*.yaml"))
 GROUPS = {field.name for field in fields(Config)} - {"name", "output_dir", "seed", "dry_run"} | {"experiment", "debug"}
-NEEDS = {
-    "algorithm=rao": ["reward=rao"],"model=qwen3_8b": ["deepspeed=zero3"]}  # refused alone, on purpose
+NEEDS = {"algorithm=rao": ["reward=rao"], "model=qwen3_8b": ["deepspeed=zero3"]}  # refused alone, on purpose
 TASK_OPTIONS = {
     "arithmetic": ArithmeticOptions,
     "multiplication": MultiplicationOptions,
