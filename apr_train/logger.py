@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from apr_train.alarms import Alarms
 from apr_train.config import Config
 
 NAMES = {
@@ -116,10 +117,10 @@ def _short(value: float) -> str:
 
 
 class LogCallback(TrainerCallback):
-    """Carries a trainer's logs to the MetricsLog under our names."""
+    """Carries a trainer's logs to the MetricsLog under our names, and raises the alarms of RL."""
 
     def __init__(self, log: MetricsLog, stage: str) -> None:
-        self.log, self.stage = log, stage
+        self.log, self.stage, self.alarms = log, stage, Alarms() if stage == "rl" else None
         self._started = time.perf_counter()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -137,4 +138,8 @@ class LogCallback(TrainerCallback):
         if "train_runtime" in logs:  # the trainer's closing summary, not a step
             return
         metrics = {NAMES.get(k, k): v for k, v in logs.items() if k in NAMES or "/" in k or k in SHOWN}
+        if self.alarms:
+            metrics |= self.alarms.update(metrics)
+            for line in self.alarms.news:
+                self.log.say(line)
         self.log.write(self.stage, state.global_step, state.max_steps, metrics, self._started)

@@ -1,7 +1,6 @@
 """One run from start to end: model folder, SFT, RL, held-out evaluation, summary."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
 from apr_train.rollouts import Rollouts, Sampler, budget_of
 from apr_train.sft import demonstration_rows, train_sft
+from apr_train.stored import line_of
 from apr_train.tasks import make_task
 from apr_train.tasks.base import Task
 from apr_train.weight_sync import save_model, saved_weights
@@ -217,14 +217,7 @@ def _rollout_writer(parts: Parts) -> OnRollouts:
             return
         with path.open("a") as file:
             for each, reward, advantage in zip(scored, rewards, advantages, strict=True):
-                head = {
-                    "step": step,
-                    "reward": None if math.isnan(reward) else reward,
-                    "advantage": advantage,
-                    "verdict": each.verdict,
-                    "flaw": each.flaw,
-                }
-                file.write(json.dumps({**head, "trajectory": json.loads(each.trajectory.to_json())}) + "\n")
+                file.write(line_of(step, each, reward, advantage))
 
     return write
 

@@ -277,6 +277,26 @@ def test_many_answers_on_two_workers_keep_their_order() -> None:
     verify.close()
 
 
+def test_several_hung_answers_delay_and_zero_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More hung ones than workers, among good ones: every good one is judged before anybody is waited for."""
+    asked: list[tuple[str, float]] = []
+    ask = math_module._Worker.ask  # pyright: ignore[reportPrivateUsage]
+
+    def recorded(self: object, answer: str, gold: str, deadline_s: float) -> Verdict:
+        asked.append((answer, deadline_s))
+        return ask(self, answer, gold, deadline_s)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(math_module._Worker, "ask", recorded)  # pyright: ignore[reportPrivateUsage]
+    hung = r"\boxed{9^{9^{9^9}}}"
+    pairs = [(hung, "72"), (hung, "72"), ("72", "72"), (hung, "72"), ("36", "36"), ("5", "6"), (hung, "1")]
+    with MathVerifier(deadline_s=1.5, workers=2) as verify:
+        verdicts = verify.verify_many(pairs)
+    assert verdicts == ["timeout", "timeout", "correct", "timeout", "correct", "wrong", "timeout"]
+    first_long = next(i for i, (_, deadline_s) in enumerate(asked) if deadline_s == 1.5)
+    assert {"72", "36", "5"} <= {answer for answer, _ in asked[:first_long]}
+    assert all(deadline_s < 1.5 for _, deadline_s in asked[:first_long]) and len(asked) == len(pairs) + 4
+
+
 def test_the_child_sees_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "secret-of-the-test")
     with MathVerifier(deadline_s=20) as verify:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
@@ -22,6 +23,8 @@ from rollout.errors import UserError
 MAX_CHARACTERS = 512
 """Of one answer; the longest reference of the usual benchmarks has about 200."""
 MEMORY_BYTES = 1 << 30
+FIRST_SLICE_S = 0.5
+"""An answer that takes longer is judged after all others of its batch; math-verify needs milliseconds."""
 START_S = 120.0
 """Importing sympy takes seconds on a busy machine; the deadline of an answer starts after it."""
 
@@ -80,12 +83,12 @@ class _Worker:
         self._deadline_s = deadline_s
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, answer: str, gold: str) -> Verdict:
+    def ask(self, answer: str, gold: str, deadline_s: float) -> Verdict:
         try:
             process = self._process or self._start()
             request = json.dumps({"answer": answer, "gold": gold}) + "\n"
             cast(IO[bytes], process.stdin).write(request.encode())
-            return self._read(process, self._deadline_s)["verdict"]
+            return self._read(process, deadline_s)["verdict"]
         except TimeoutError:
             self.stop()
             return "timeout"
@@ -163,10 +166,13 @@ class MathVerifier:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
-        self._closed = False
+        self._deadline_s, self._closed = deadline_s, False
 
     def __call__(self, response: str, answer: str) -> Verdict:
         """Blocks until a worker is free, then at most `deadline_s`, plus a child's start where one is needed."""
+        return self._judge(response, answer, self._deadline_s)
+
+    def _judge(self, response: str, answer: str, deadline_s: float) -> Verdict:
         if self._closed:
             raise MathVerifierError("the math verifier is closed: make a new one")
         text = extract(response)
@@ -178,14 +184,25 @@ class MathVerifier:
         try:
             if self._closed:  # while this thread waited
                 raise MathVerifierError("the math verifier is closed: make a new one")
-            return worker.ask(text, answer.strip())
+            return worker.ask(text, answer.strip(), deadline_s)
         finally:
             self._idle.put(worker)
 
     def verify_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Verdicts of (response, answer) pairs, in order, on all workers at once."""
+        """Verdicts of (response, answer) pairs, in order, on all workers at once.
+
+        Answers that take long are put off until all others have theirs: a hung one costs the others a short slice, not
+        the deadline, however many hang at once.
+        """
+        verdicts: list[Verdict] = ["timeout"] * len(pairs)
         with ThreadPoolExecutor(len(self._workers)) as pool:
-            return list(pool.map(self, [response for response, _ in pairs], [answer for _, answer in pairs]))
+            for deadline_s in (min(FIRST_SLICE_S, self._deadline_s), self._deadline_s):
+                slow = [index for index, verdict in enumerate(verdicts) if verdict == "timeout"]
+                chosen = [pairs[index] for index in slow]
+                judged = pool.map(self._judge, *zip(*chosen, strict=True), repeat(deadline_s)) if chosen else ()
+                for index, verdict in zip(slow, judged, strict=True):
+                    verdicts[index] = verdict
+        return verdicts
 
     def close(self) -> None:
         """Ends the children, after the answers in work. Calling it again does nothing."""

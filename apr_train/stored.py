@@ -1,0 +1,71 @@
+"""Recorded rollouts: one JSON line per trajectory and what was made of it, written by a run, read to be scored."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from rewards.scored import Group, Scored
+from rewards.verdict import Verdict
+from rollout.critical_path import measure
+from rollout.errors import UserError
+from rollout.trajectory import Trajectory, TrajectoryError
+
+
+class StoredError(UserError, ValueError):
+    """A file of rollouts cannot be read. Names file, line and reason."""
+
+
+def line_of(step: int, scored: Scored, reward: float, advantage: float) -> str:
+    """One line: step, reward (null when not judged), advantage of the root, verdict, flaw, trajectory."""
+    head = {
+        "step": step,
+        "reward": None if math.isnan(reward) else reward,
+        "advantage": advantage,
+        "verdict": scored.verdict,
+        "flaw": scored.flaw,
+    }
+    return json.dumps({**head, "trajectory": json.loads(scored.trajectory.to_json())}, separators=(",", ":")) + "\n"
+
+
+def read_groups(files: Sequence[Path]) -> list[tuple[int, Group]]:
+    """(step, group) of recorded rollouts: those of one step and one problem are a group. Raises StoredError."""
+    found: dict[tuple[int, str], list[Scored]] = {}
+    for file in files:
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoredError(f"{file} cannot be read: {error}") from error
+        for number, line in enumerate(lines, start=1):
+            step, scored = _read(line, f"{file}:{number}")
+            found.setdefault((step, scored.trajectory.problem_id), []).append(scored)
+    if not found:
+        raise StoredError(f"no rollouts in {', '.join(map(str, files))}: set logger.rollouts_every to record some")
+    return [(step, Group(tuple(members))) for (step, _), members in found.items()]
+
+
+def _read(line: str, where: str) -> tuple[int, Scored]:
+    try:
+        raw: dict[str, Any] = json.loads(line)
+        trajectory = Trajectory.from_json(json.dumps(raw["trajectory"]))
+        verdict, step = raw["verdict"], int(raw["step"])
+    except (ValueError, KeyError, TypeError, TrajectoryError) as error:
+        raise StoredError(f"{where} is no recorded rollout ({error!r})") from error
+    if verdict not in get_args(Verdict):
+        raise StoredError(f"{where}: verdict {verdict!r} is none of {', '.join(get_args(Verdict))}")
+    return step, Scored(trajectory, measure(trajectory), verdict, raw.get("flaw"))
+
+
+def write_baseline(groups: Iterable[Group], file: Path) -> int:
+    """The mean L_critical of the correct rollouts of each problem, for a latency term whose reference is `stored`.
+
+    Returns how many problems have one; problems without a correct rollout are left out.
+    """
+    lengths: dict[str, list[int]] = {}
+    for group in groups:
+        for member in group.correct:
+            lengths.setdefault(member.trajectory.problem_id, []).append(member.lengths.l_critical)
+    rows = [{"problem_id": name, "l_critical": sum(own) / len(own)} for name, own in lengths.items()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return len(rows)
