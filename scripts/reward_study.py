@@ -227,10 +227,11 @@ def dress(axis: Axes, title: str) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Means over seeds, at most 80 columns wide, and whether each claim held in every seed."""
+    """Means over seeds (speed-up: over the warm start), at most 80 columns wide, and which claims always held."""
     table = Table(title=f"held-out problems after RL, mean of seeds {', '.join(map(str, result['seeds']))}")
-    for column in ("reward", "accuracy", "L_critical", "L_total", "threads", "trigger", "faster than start"):
-        table.add_column(column, justify="left" if column == "reward" else "right")
+    table.add_column("reward", no_wrap=True)
+    for column in ("acc", "L_crit", "L_total", "threads", "trigger", "speedup"):
+        table.add_column(column, justify="right")
     for arm, runs in result["arms"].items():
         mean = {
             key: float(np.mean([run[key] for run in runs.values()]))
