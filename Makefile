@@ -32,9 +32,10 @@ lint: setup ## ruff: rules and formatting
 typecheck: setup ## types: strict for rollout/ and rewards/
 	@$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 
-bench: setup ## packing and rollout benchmarks; the last line of each is JSON
+bench: setup ## packing, rollout and scoring benchmarks; the last line of each is JSON
 	@$(PYTHON) scripts/bench_packing.py
 	@$(PYTHON) scripts/bench_rollout.py
+	@$(PYTHON) scripts/bench_scoring.py
 
 pins: setup ## compile requirements/{cpu,gpu}.txt from pyproject.toml (ARGS=--upgrade takes newer versions)
 	@scripts/pins.sh "$(VENV)" $(ARGS)

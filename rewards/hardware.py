@@ -1,6 +1,7 @@
 """How long a trajectory would take on a machine: list scheduling of its calls on workers that decode together."""
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from rewards.errors import RewardError
@@ -55,25 +56,44 @@ class Hardware:
         waits = _waits(trajectory)
         reads = [tokens * self.prefill_ms for tokens in _new_tokens(trajectory)]
         writes = [float(len(trajectory.segments[call.sampled].ids)) for call in trajectory.calls]
-        ended: set[int] = set()
-        waiting, running, now = list(range(len(writes))), list[int](), 0.0
-        while waiting or running:
-            ready = [call for call in waiting if waits[call] <= ended]
-            running += ready[: self.workers - len(running)]
-            waiting = [call for call in waiting if call not in running]
+        steps = _steps_ms(self)
+        ready, running, now = [call for call, behind in enumerate(waits) if not behind], list[int](), 0.0
+        while ready or running:
+            free = self.workers - len(running)
+            running, ready = running + ready[:free], ready[free:]
             decoding = [call for call in running if reads[call] <= 0.0]
-            step = self.step_ms(len(decoding)) if decoding else 0.0
+            step = steps[len(decoding)]
             # until the next event: a call has read its context, or written its last token
             ahead = min(writes[call] * step if reads[call] <= 0.0 else reads[call] for call in running)
             now += ahead
             for call in running:
                 if reads[call] > 0.0:
                     reads[call] -= ahead
-                elif step:
+                else:
                     writes[call] -= ahead / step
-            ended |= {call for call in decoding if writes[call] <= 1e-9}
-            running = [call for call in running if call not in ended]
+            for call in decoding:
+                if writes[call] <= 1e-9:
+                    running.remove(call)
+                    ready += _released(waits, call)
+            ready.sort()
         return now
+
+
+@cache
+def _steps_ms(hardware: Hardware) -> tuple[float, ...]:
+    """`step_ms` of 0 (no step: nothing decodes) to all workers."""
+    return (0.0, *(hardware.step_ms(batch) for batch in range(1, hardware.workers + 1)))
+
+
+def _released(waits: list[set[int]], ended: int) -> list[int]:
+    """The calls that waited for this one last; takes it off everybody's list."""
+    found: list[int] = []
+    for call, behind in enumerate(waits):
+        if ended in behind:
+            behind.remove(ended)
+            if not behind:
+                found.append(call)
+    return found
 
 
 def _waits(trajectory: Trajectory) -> list[set[int]]:
@@ -82,10 +102,16 @@ def _waits(trajectory: Trajectory) -> list[set[int]]:
     sampler = {call.sampled: index for index, call in enumerate(trajectory.calls)}
     behind: list[set[int]] = []
     for index, segment in enumerate(segments):
-        above = {call for parent in segment.parents for call in behind[parent]}
-        behind.append({sampler[index]} if index in sampler else above)
+        if index in sampler:
+            behind.append({sampler[index]})
+        elif len(segment.parents) == 1:
+            behind.append(behind[segment.parents[0]])
+        else:
+            behind.append({call for parent in segment.parents for call in behind[parent]})
     return [
-        {call for source in (*call.context, *segments[call.sampled].parents) for call in behind[source]}
+        {sampler[source] for source in call.context if source in sampler}.union(
+            *(behind[parent] for parent in segments[call.sampled].parents)
+        )
         for call in trajectory.calls
     ]
 

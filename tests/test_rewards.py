@@ -190,12 +190,12 @@ def test_a_reward_that_cannot_be_built_says_why(terms: dict[str, Any], message: 
             {
                 "kind": "piecewise",
                 "stages": [
-                    {"until": 20, "schedule": {"kind": "linear", "start": 0.0, "end": 1.0, "steps": 10}},
-                    {"until": 30, "schedule": {"kind": "alternating", "period": 5, "on": 1}},
+                    {"until": 22, "schedule": {"kind": "linear", "start": 0.0, "end": 1.0, "steps": 10}},
+                    {"until": 32, "schedule": {"kind": "alternating", "period": 5, "on": 1}},
                     {"schedule": {"value": 0.5}},
                 ],
             },
-            {1: 0.0, 6: 0.5, 20: 1.0, 21: 0.0, 25: 1.0, 30: 1.0, 31: 0.5},
+            {1: 0.0, 6: 0.5, 22: 1.0, 23: 0.0, 25: 0.0, 27: 1.0, 32: 1.0, 33: 0.5},
         ),
     ],
 )

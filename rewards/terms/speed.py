@@ -103,7 +103,12 @@ class HardwareLatency:
         return Hardware(self.workers, tuple((int(batch), ms) for batch, ms in self.decode_ms), self.prefill_ms)
 
     def __call__(self, scored: Scored, group: Group) -> float:
-        return _gain(self.reference == "group_best", scored, group, self.hardware().wait_ms)
+        return _gain(self.reference == "group_best", scored, group, _clock(self))
+
+
+@cache
+def _clock(term: HardwareLatency) -> Figure:
+    return term.hardware().wait_ms
 
 
 @dataclass(frozen=True, slots=True)
