@@ -19,6 +19,7 @@ def tiny_run(folder: Path, seed: int) -> list[dict[str, Any]]:
     config.data.options = {"parts_max": 3, "steps_min": 3, "steps_max": 4}
     config.sft.steps, config.sft.problems_per_step, config.sft.warmup_steps = 150, 16, 5
     config.sft.parallel_share = 1.0
+    config.reward.terms = {"outcome": {}, "acceleration": {"rho": 0.5, "cap": 0.2, "gate": ["correct"]}}
     config.algorithm.steps, config.algorithm.prompts_per_step, config.algorithm.group_size = 3, 4, 4
     config.algorithm.learning_rate, config.algorithm.micro_batches = 1e-3, 2
     config.rollout.max_response_tokens, config.rollout.kv_cache_gib = 120, 0.2

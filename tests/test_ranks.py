@@ -1,5 +1,6 @@
 """The update does not know how many ranks made it, nor which ZeRO stage: real processes, gloo, DeepSpeed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return weights | {"gradient norms": torch.tensor(gradient_norms(trainer))}
 
 
-def weights_of(tmp_path: Path, ranks: int, stage: str, packed: str) -> dict[str, torch.Tensor]:
+def weights_of(tmp_path: Path, ranks: int, stage: str, packed: str, **algorithm: str) -> dict[str, torch.Tensor]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += [str(HERE / "two_ranks_update.py"), stage, packed, str(tmp_path / "weights.pt")]
+    command += [str(HERE / "two_ranks_update.py"), stage, packed, str(tmp_path / "weights.pt"), json.dumps(algorithm)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(tmp_path / "weights.pt", weights_only=True)
@@ -51,3 +52,14 @@ def test_ranks_and_zero_stages_lead_to_the_same_weights(
     together = torch.cat([tensor.flatten() for tensor in found.values()])
     expected = torch.cat([alone[name].flatten() for name in found])
     assert float((together - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_what_is_taken_over_the_whole_step_is_taken_over_all_ranks(tmp_path: Path) -> None:
+    """The batch's deviation and APR's counts of tokens and trajectories: a rank's own would be others."""
+    algorithm = {"scale_rewards": "batch", "credit": "per_call_mean"}
+    trainer = make_trainer(tmp_path / "alone", packed=True, **algorithm)
+    trainer.train()
+    norms = gradient_norms(trainer)
+    assert weights_of(tmp_path, 2, "none", "packed", **algorithm)["gradient norms"].tolist() == pytest.approx(
+        norms, rel=1e-4
+    )
