@@ -1,8 +1,9 @@
 """From settings to a Reward: the kinds of terms there are, and one-line errors for what cannot be built."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from rewards.errors import RewardError
 from rewards.reward import GATES, Reward, Scope, Term, Weighted
@@ -82,6 +83,8 @@ def _weighted(name: str, given: Mapping[str, Any]) -> Weighted:
     what = f"reward.terms.{name}"
     if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] (it comes from a YAML file)
         raise RewardError(f"{what}={given}: a term is a mapping of settings; remove one with ~{what}")
+    if endless := [key for key, value in given.items() if not _finite(value)]:
+        raise RewardError(f"{what}, option {endless[0]}: {given[endless[0]]!r} has a number that is not finite")
     own = {"kind": name} | {key: value for key, value in given.items() if key not in COMMON}
     settings = read_options(what, Settings, {k: v for k, v in given.items() if k in COMMON}, RewardError)
     for condition in settings.gate:
@@ -99,3 +102,12 @@ def _weighted(name: str, given: Mapping[str, Any]) -> Weighted:
         schedule=make_schedule(settings.schedule, f"{what}.schedule"),
         scope=settings.scope,
     )
+
+
+def _finite(value: Any) -> bool:
+    """No NaN, which would say that nothing was judged, and no infinity, at any depth."""
+    if isinstance(value, Mapping):
+        return all(_finite(each) for each in cast(Mapping[str, Any], value).values())
+    if isinstance(value, list | tuple):
+        return all(_finite(each) for each in cast(list[Any], value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,12 +1,13 @@
 """How long a trajectory would take on a machine: list scheduling of its calls on workers that decode together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
 from rewards.errors import RewardError
 from rewards.scored import Scored
-from rollout.trajectory import Trajectory
+from rollout.trajectory import Call, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,18 @@ class Hardware:
     def wait_ms(self, scored: Scored) -> float:
         """From the prompt to the last token of the trajectory, in milliseconds.
 
-        A call is ready when all calls it waits for have ended; ready calls take free workers in the order recorded. A
-        call first reads what of its context no earlier call has read or written (a join re-reads all threads but the
-        first), then decodes one token per step together with the others. Waiting for the client is free.
+        A call is ready when all calls it waits for have ended; ready calls take free workers depth first, threads by
+        number. A call first reads what of its context no earlier call has read or written (a join re-reads all threads
+        but the first), then decodes one token per step together with the others. Waiting for the client is free.
 
         Root of 3 tokens, threads of 5 and 9, then 2, points (1, 10), (2, 12), nothing to read: on 2 workers
         3 * 10 + 5 * 12 + 4 * 10 + 2 * 10 = 150; on 1 worker 19 * 10 = 190.
         """
         trajectory = scored.trajectory
-        waits = _waits(trajectory)
-        reads = [tokens * self.prefill_ms for tokens in _new_tokens(trajectory)]
-        writes = [float(len(trajectory.segments[call.sampled].ids)) for call in trajectory.calls]
+        calls = _depth_first(trajectory)
+        waits = _waits(trajectory, calls)
+        reads = [tokens * self.prefill_ms for tokens in _new_tokens(trajectory, calls)]
+        writes = [float(len(trajectory.segments[call.sampled].ids)) for call in calls]
         steps = _steps_ms(self)
         ready, running, now = [call for call, behind in enumerate(waits) if not behind], list[int](), 0.0
         while ready or running:
@@ -96,10 +98,25 @@ def _released(waits: list[set[int]], ended: int) -> list[int]:
     return found
 
 
-def _waits(trajectory: Trajectory) -> list[set[int]]:
+def _depth_first(trajectory: Trajectory) -> list[Call]:
+    """The calls by thread and turn; block b is forked by its thread's call b.
+
+    They are recorded as they end: that order would make the wait depend on the engine's timing.
+    """
+    turns: dict[tuple[int, ...], int] = {}
+    keyed: list[tuple[tuple[int, ...], Call]] = []
+    for call in trajectory.calls:
+        thread = trajectory.segments[call.sampled].thread
+        turn = turns.get(thread, 0)
+        turns[thread] = turn + 1
+        keyed.append(((*thread, turn), call))
+    return [call for _, call in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def _waits(trajectory: Trajectory, calls: Sequence[Call]) -> list[set[int]]:
     """The calls that must have ended before each call can start: those its context and its parents come from."""
     segments = trajectory.segments
-    sampler = {call.sampled: index for index, call in enumerate(trajectory.calls)}
+    sampler = {call.sampled: index for index, call in enumerate(calls)}
     behind: list[set[int]] = []
     for index, segment in enumerate(segments):
         if index in sampler:
@@ -112,15 +129,15 @@ def _waits(trajectory: Trajectory) -> list[set[int]]:
         {sampler[source] for source in call.context if source in sampler}.union(
             *(behind[parent] for parent in segments[call.sampled].parents)
         )
-        for call in trajectory.calls
+        for call in calls
     ]
 
 
-def _new_tokens(trajectory: Trajectory) -> list[int]:
+def _new_tokens(trajectory: Trajectory, calls: Sequence[Call]) -> list[int]:
     """Per call, the context tokens that follow the longest prefix that an earlier call has read or written."""
     known: dict[tuple[int, int], int] = {}  # a trie of segments: (node, segment) -> node; 0 is the root
     new: list[int] = []
-    for call in trajectory.calls:
+    for call in calls:
         node, tokens = 0, 0
         for segment in (*call.context, call.sampled):
             if (node, segment) not in known:

@@ -152,8 +152,9 @@ def _piecewise(given: Mapping[str, Any], what: str) -> Piecewise:
         f"{what}: a piecewise schedule has a kind and stages",
     )
     stages: list[tuple[int | None, Schedule]] = []
-    written = cast(list[dict[str, Any]], raw)
+    written = cast(list[Any], raw)
     for number, each in enumerate(written, start=1):
+        _need(isinstance(each, Mapping), f"{what}, stage {number}: {each!r} is no mapping of until and schedule")
         stage = read_options(f"{what}, stage {number}", _Stage, each, RewardError)
         last, before = number == len(written), (stages[-1][0] or 0) if stages else 0
         ends_well = stage.until is None if last else stage.until is not None and stage.until > before

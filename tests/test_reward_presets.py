@@ -150,6 +150,37 @@ def test_robust_and_hardware_aware_never_let_a_slow_right_answer_fall_to_a_wrong
     assert pay("hardware_aware", slow) > 0.6
 
 
+def test_group_relative_presets_compare_right_answers_with_right_answers() -> None:
+    block, short, long = judged(SHAPES["one block"]), judged(SHAPES["sequential"]), judged(grow(120))
+    others = (judged(SHAPES["nested"], "wrong"), judged(grow(1), "timeout"))
+    # critical paths 90, 60, 120, mean 90: latency 0, 1/3, -1/3, deviation sqrt(2/27) = 0.27217, z 0, 1.22474, -1.22474
+    # parallel ratio 2/3, 0, 0: mean 2/9, deviation sqrt(8/81) = 0.31427, z 1.41421, -0.70711, -0.70711
+    paid = REWARDS["parason"](Group((block, short, long, *others)), 1)
+    assert paid[:4] == pytest.approx([1.141421, 1.051763, 0.806815, 0.0], abs=1e-6)
+    # with a malformed right answer of 150 instead, the mean is 100: 0.5 * 0.4 and 0.5 * 0.1; less 0.002 per 1000 tokens
+    broken = judged(grow(150), flaw="a breach")
+    paid = REWARDS["robust"](Group((short, block, broken, *others)), 1)
+    assert paid[:4] == pytest.approx([1.19988, 1.04976, 0.4997, 0.0])
+    assert paid[4] != paid[4]
+
+
+def test_the_variants_that_the_presets_name_in_their_first_lines_compose() -> None:
+    def variant(preset: str, *overrides: str) -> Reward:
+        return make_reward(load([f"reward={preset}", *(f"reward.terms.{each}" for each in overrides)]).reward.terms)
+
+    group = Group((judged(grow(4500)), judged(SHAPES["one block"]), judged(SHAPES["one block"], flaw="a breach")))
+    # the paper of Parallel-R1 does not punish a malformed block, the code of its easy stage asks for a well-formed one
+    assert variant("parallel_r1_s2", "malformed.weight=0")(group, 9) == [1.0, 1.2, 1.0]
+    assert variant("parallel_r1_seen_easy", "success.gate=[correct,parallel,well_formed]")(group, 9) == [
+        -1.0,
+        1.0,
+        -1.0,
+    ]
+    # DC-CoT's later stage: 4,500 is a quarter of the way from 2,000 to 12,000, of 0.9
+    late = variant("dc_cot", "overlong.longest=12000", "overlong.buffer=10000", "overlong.weight=0.9")
+    assert late(group, 1) == pytest.approx([0.5 - 0.225, 1.0, 0.5])
+
+
 # Properties
 
 THREAD = st.recursive(

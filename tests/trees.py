@@ -14,11 +14,17 @@ Piece = Any
 
 
 def grow(
-    *pieces: Piece, prompt: int = 10, cut: Sequence[tuple[int, ...]] = (), outcome: Outcome = "answered"
+    *pieces: Piece,
+    prompt: int = 10,
+    cut: Sequence[tuple[int, ...]] = (),
+    outcome: Outcome = "answered",
+    header: int = 0,
+    join: int = 0,
 ) -> Trajectory:
-    """Every piece is a call, every list a block; no token is forced, and no two are equal unless given as ids.
+    """Every piece is a call, every list a block; no two tokens are equal unless given as ids.
 
-    `cut` names threads that did not close themselves.
+    `cut` names threads that did not close themselves. Forced are `header` tokens before each thread and `join` tokens
+    after each block.
 
     >>> grow(20, [[30], [50]], 20)  # a root of 20 tokens, threads of 30 and 50, then 20: L_total 120, L_critical 90
     """
@@ -26,13 +32,23 @@ def grow(
     segments = [Segment("prompt", tuple(range(prompt)))]
     calls: list[Call] = []
 
+    def force(size: int, name: tuple[int, ...], parents: tuple[int, ...]) -> list[int]:
+        if size:
+            segments.append(Segment("forced", tuple(next(fresh) for _ in range(size)), None, parents, name))
+        return [len(segments) - 1] if size else []
+
     def run(own: Sequence[Piece], name: tuple[int, ...], context: list[int], parents: tuple[int, ...]) -> list[int]:
         blocks = 0
+        if name:
+            context = [*context, *force(header, name, parents)]
+            parents = (context[-1],) if header else parents
         for at, piece in enumerate(own):
             if isinstance(piece, list):
                 views = [run(t, (*name, blocks, k), list(context), parents) for k, t in enumerate(piece, start=1)]
                 parents = tuple(view[-1] for view in views)
                 context = [*context, *(segment for view in views for segment in view[len(context) :])]
+                joined = force(join, name, parents)
+                context, parents = [*context, *joined], tuple(joined) or parents
                 blocks += 1
                 continue
             ids = piece if isinstance(piece, tuple) else tuple(next(fresh) for _ in range(piece))

@@ -1,6 +1,7 @@
 """Terms about time: how long the chain is that had to be waited for, alone or against a reference."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -169,12 +170,12 @@ def read_baseline(path: str) -> Mapping[str, float]:
     if not Path(path).is_file():
         raise RewardError(f"baseline {path}: no such file; scripts/score_rollouts.py --write-baseline makes one")
     found: dict[str, float] = {}
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         try:
             row: dict[str, Any] = json.loads(line)
             found[str(row["problem_id"])] = float(row["l_critical"])
         except (ValueError, KeyError, TypeError) as error:
             raise RewardError(f'{path}:{number}: not {{"problem_id": .., "l_critical": ..}} ({error!r})') from error
-        if not found[str(row["problem_id"])] > 0:
-            raise RewardError(f"{path}:{number}: l_critical must be above 0")
+        if not 0 < found[str(row["problem_id"])] < math.inf:
+            raise RewardError(f"{path}:{number}: l_critical must be above 0, and finite")
     return found
