@@ -59,7 +59,8 @@ def node_advantages(groups: Sequence[Group], bonus: float, root: Sequence[float]
 
     A thread's baseline is leave-one-out over trajectories: the mean, over the group's other trajectories that have
     nodes of this depth, of those nodes' mean value; without such a trajectory its advantage is 0. So a trajectory
-    counts once however often it forked. Root calls keep `root`, one number a trajectory, from all terms.
+    counts once however often it forked. Root calls keep `root`, one number a trajectory, from all terms; a thread's
+    value knows no other term, and not the weight of node_success.
 
     Two trajectories, threads of values (1, 0) and (1): the first's get 1 - 1 and 0 - 1, the second's 1 - 0.5.
     """
