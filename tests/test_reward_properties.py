@@ -11,7 +11,7 @@ import pytest
 from helpers import toy_tokens
 from hypothesis import given
 from hypothesis import strategies as st
-from test_reward_presets import COMPANION, PRESETS, REWARDS, THREAD, flipped
+from test_reward_presets import COMPANION, PRESETS, REWARDS, flipped
 from trees import grow, judged
 
 from rewards.build import make_reward
@@ -26,6 +26,15 @@ from rollout.orchestrator import Budget, run_trajectory
 from rollout.trajectory import Trajectory
 
 Pieces = list[Any]
+COUNT = st.integers(1, 30)
+TREE = st.recursive(
+    COUNT.map(lambda n: [n]),
+    lambda inner: st.tuples(COUNT, st.lists(st.tuples(st.lists(inner, min_size=1, max_size=3), COUNT), max_size=2)).map(
+        lambda made: [made[0], *(piece for block in made[1] for piece in block)]
+    ),
+    max_leaves=8,
+)
+"""A call, then up to two blocks of threads with a call after each; threads are such trees again."""
 FORCED = st.tuples(st.integers(0, 4), st.integers(0, 4))
 """Forced tokens before each thread and after each block."""
 EXAMPLE = ((1, 1.0), (2, 1.03), (4, 1.1), (8, 1.25))
@@ -58,7 +67,7 @@ def longer(pieces: Pieces, call: int, more: int) -> Pieces:
 # What the terms are said to rise and fall with
 
 
-@given(THREAD, THREAD, FORCED)
+@given(TREE, TREE, FORCED)
 def test_acceleration_ranks_by_eta_and_nothing_else(one: Pieces, other: Pieces, forced: tuple[int, int]) -> None:
     header, join = forced
     low, high = sorted(
@@ -72,7 +81,7 @@ def test_acceleration_ranks_by_eta_and_nothing_else(one: Pieces, other: Pieces, 
         assert value("acceleration", low, form="ratio") < value("acceleration", high, form="ratio")
 
 
-@given(THREAD, THREAD, st.sampled_from(["group_mean", "group_best"]))
+@given(TREE, TREE, st.sampled_from(["group_mean", "group_best"]))
 def test_of_two_right_answers_the_shorter_path_has_the_better_latency(one: Pieces, other: Pieces, ref: str) -> None:
     first, second = judged(grow(*one)), judged(grow(*other))
     members = (first, second, COMPANION)
@@ -83,7 +92,7 @@ def test_of_two_right_answers_the_shorter_path_has_the_better_latency(one: Piece
     assert sum(paid) == pytest.approx(0.0, abs=1e-9) if ref == "group_mean" else max(paid) == 0.0
 
 
-@given(THREAD, st.integers(0, 99), st.integers(1, 50))
+@given(TREE, st.integers(0, 99), st.integers(1, 50))
 def test_more_tokens_never_pay_as_latency_length_or_overlength(pieces: Pieces, call: int, more: int) -> None:
     before, after = judged(grow(*pieces)), judged(grow(*longer(pieces, call, more)))
     assert value("total_tokens", after, per=1.0) == value("total_tokens", before, per=1.0) + more
@@ -97,7 +106,7 @@ def test_more_tokens_never_pay_as_latency_length_or_overlength(pieces: Pieces, c
         assert value("budget_violation", after, **{limit: 20}) >= value("budget_violation", before, **{limit: 20})
 
 
-@given(THREAD, st.integers(0, 99), st.integers(1, 50))
+@given(TREE, st.integers(0, 99), st.integers(1, 50))
 def test_robust_never_pays_for_more_tokens(pieces: Pieces, call: int, more: int) -> None:
     """In no thread, on the path or beside it. (All tokens differ, so that no repetition comes or goes.)"""
     before, after = (
@@ -110,7 +119,7 @@ def test_robust_never_pays_for_more_tokens(pieces: Pieces, call: int, more: int)
 # Names and order
 
 
-@given(THREAD, FORCED, st.randoms(use_true_random=False))
+@given(TREE, FORCED, st.randoms(use_true_random=False))
 def test_the_order_in_which_calls_were_recorded_changes_no_reward(
     pieces: Pieces, forced: tuple[int, int], random: Any
 ) -> None:
@@ -134,7 +143,7 @@ def shuffled(trajectory: Trajectory, random: Any) -> Trajectory:
     return Trajectory("p", "threadweaver", trajectory.segments, tuple(made), trajectory.outcome)
 
 
-@given(THREAD, FORCED)
+@given(TREE, FORCED)
 def test_the_order_of_siblings_changes_the_wait_only_where_workers_or_reading_are_scarce(
     pieces: Pieces, forced: tuple[int, int]
 ) -> None:
@@ -203,7 +212,7 @@ def common(one: list[int], other: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-@given(THREAD, FORCED, st.integers(1, 4), st.integers(1, 3), st.integers(0, 2))
+@given(TREE, FORCED, st.integers(1, 4), st.integers(1, 3), st.integers(0, 2))
 def test_the_wait_is_that_of_a_machine_watched_every_millisecond(
     pieces: Pieces, forced: tuple[int, int], workers: int, step: int, read: int
 ) -> None:
@@ -229,7 +238,7 @@ def test_forced_tokens_are_read_not_decoded() -> None:
     assert Hardware(2, ((1, 1.0),), 0.5).wait_ms(scored) == pytest.approx(5 + 20 + 1.5 + 50 + 27.5 + 20)
 
 
-@given(THREAD, FORCED, st.integers(0, 99), st.integers(1, 50))
+@given(TREE, FORCED, st.integers(0, 99), st.integers(1, 50))
 def test_with_a_worker_for_every_call_a_longer_call_is_never_waited_for_less(
     pieces: Pieces, forced: tuple[int, int], call: int, more: int
 ) -> None:
@@ -251,7 +260,7 @@ def test_with_few_workers_a_longer_call_can_be_waited_for_less() -> None:
     assert waits == pytest.approx([8.0, 7.0])
 
 
-@given(THREAD, st.integers(1, 8))
+@given(TREE, st.integers(1, 8))
 def test_no_number_of_workers_beats_the_critical_path_or_loses_to_one_worker(pieces: Pieces, workers: int) -> None:
     scored = judged(grow(*pieces))
     wait = Hardware(workers, ((1, 1.0),)).wait_ms(scored)

@@ -108,6 +108,12 @@ def test_repetition_inside_a_nested_block_counts() -> None:
     assert term("redundancy", grow(5, [[5, [[SAME], [SAME]], 5], [40]], 5)) == [0.5]
 
 
+def test_a_thread_is_no_sibling_of_one_in_another_block() -> None:
+    # SAME is in a nested block and in the outer one, then in two blocks of the root
+    assert term("redundancy", grow(5, [[5, [[SAME], [40]], 5], [SAME]], 5), over_threads="largest") == [0.0]
+    assert term("redundancy", grow(5, [[SAME], [40]], 5, [[SAME], [30]], 5), over_threads="largest") == [0.0]
+
+
 def test_only_a_thread_that_closed_itself_ends_in_a_tag() -> None:
     # (1, 2) was cut off, so the 2 is text; (1, 2, 0) closed itself by the 0
     cut = grow(5, [[(1, 2)], [(1, 2, 0)]], 5, cut=[(0, 1)])
