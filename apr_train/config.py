@@ -54,7 +54,8 @@ class DialectConfig:
     """The tag grammar."""
 
     name: str = "threadweaver"
-    """threadweaver | sequential (tags are never structure)"""
+    """threadweaver | multiverse | npr | parallel_r1 (two paths, no plan) | dc_cot (three workers, no plan) |
+    sequential (tags are never structure)"""
 
 
 @dataclass

@@ -11,7 +11,8 @@ from rollout.errors import nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": ("arithmetic", "multiplication", "countdown", "jsonl"),
-    "dialect.name": ("threadweaver", "sequential"),  # rollout.dialects knows too, but importing it takes seconds
+    # rollout.dialects knows too, but importing it takes seconds
+    "dialect.name": ("threadweaver", "multiverse", "npr", "parallel_r1", "dc_cot", "sequential"),
     "algorithm.baseline": ("group_mean", "leave_one_out"),
     "algorithm.scale_rewards": ("none", "group", "batch"),
     "algorithm.credit": (*("broadcast", "root_only", "frozen_threads", "ratio_scaled", "node_local", "per_call_mean"),),

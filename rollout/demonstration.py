@@ -7,10 +7,14 @@ from dataclasses import dataclass
 class Block:
     """Independent pieces of work: (outline, body) of each thread, in order.
 
+    `conclusion` is what the parent says about them right after the join, in dialects that have a place for it; the
+    others write it as text that follows the block. Dialects without a plan leave the outlines out.
+
     >>> Block((("a", "a345"), ("b", "b789")))
     """
 
     threads: tuple[tuple[str, str], ...]
+    conclusion: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,12 +102,12 @@ class _Run:
     async def _block(self, context: list[int], block: int, threads: int) -> bool:
         """Forks, waits for all threads and appends their transcript to `context`; False when there was no room."""
         shared, headers = self.dialect.fork(threads)
-        close, join = self.dialect.close_thread(), self.dialect.join()
-        forced = len(shared) + sum(map(len, headers)) + threads * len(close) + len(join)
+        closes, join = [self.dialect.close_thread(k) for k in range(1, threads + 1)], self.dialect.join()
+        forced = len(shared) + sum(map(len, (*headers, *closes))) + len(join)
         reserve = self._answer_reserve(context)
         each = (self._tokens_left(context) - forced - reserve) // threads
-        longest_header = max(map(len, headers))
-        each = min(each, self._critical_left(context) - len(shared + close + join) - longest_header - reserve)
+        longest_frame = max(len(header + close) for header, close in zip(headers, closes, strict=True))
+        each = min(each, self._critical_left(context) - len(shared + join) - longest_frame - reserve)
         each = min(each, self.budget.thread or each)
         if each < 1:
             self._note("fork/no room")
@@ -123,7 +123,7 @@ class _Run:
         )
         base = len(context) + 1  # where a thread's own segments begin in its view
         context.append(start)
-        for name, view, reading in zip(names, views, readings, strict=True):
+        for name, view, reading, close in zip(names, views, readings, closes, strict=True):
             if reading.event != "join":
                 self._note("thread/eos" if reading.event == "final" else "thread/forced close")
                 view.append(self._add("forced", close, (view[-1],), name))

@@ -150,7 +150,7 @@ def test_a_malformed_fork_is_named_and_never_run(text: str) -> None:
 def test_a_broken_fork_before_a_good_one_is_no_strict_format() -> None:
     script = DIALECT.write(TWO)
     script[()][0] = (
-        turn("<think><Parallel></Thread><Parallel>") + script[()][0][script[()][0].index(DIALECT.outlines) :]
+        turn("<think><Parallel></Thread><Parallel>") + script[()][0][script[()][0].index(TOKENS.tag("<Outlines>")) :]
     )
     trajectory, _ = play(script)
     assert trajectory.outcome == "answered" and DIALECT.check(trajectory) is not None

@@ -1,15 +1,22 @@
 """One file a dialect; `make_dialect` finds it by name."""
 
 from rollout.dialects.base import Dialect, DialectError
+from rollout.dialects.dc_cot import DcCot
+from rollout.dialects.multiverse import Multiverse
+from rollout.dialects.npr import Npr
+from rollout.dialects.parallel_r1 import ParallelR1
 from rollout.dialects.sequential import Sequential
+from rollout.dialects.tagged import Tagged
 from rollout.dialects.threadweaver import ThreadWeaver
 from rollout.errors import nearest
 from rollout.tokens import Tokens
 
-DIALECTS: dict[str, type[Sequential] | type[ThreadWeaver]] = {d.name: d for d in (Sequential, ThreadWeaver)}
+DIALECTS: dict[str, type[Sequential] | type[Tagged]] = {
+    d.name: d for d in (Sequential, ThreadWeaver, Multiverse, Npr, ParallelR1, DcCot)
+}
 
 
-def dialect_class(name: str) -> type[Sequential] | type[ThreadWeaver]:
+def dialect_class(name: str) -> type[Sequential] | type[Tagged]:
     """The class called `name`; its `tags` are what the tokenizer must know. Raises DialectError, naming the nearest."""
     if name not in DIALECTS:
         near = nearest(name, DIALECTS)

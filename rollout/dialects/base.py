@@ -43,8 +43,8 @@ class Dialect(Protocol):
         """What the client writes at a fork: ids shared by all threads, then each thread's own header."""
         ...
 
-    def close_thread(self) -> tuple[int, ...]:
-        """What the client writes after a thread that did not close itself."""
+    def close_thread(self, thread: int) -> tuple[int, ...]:
+        """What the client writes after thread `thread` (from 1) when it did not close itself."""
         ...
 
     def join(self) -> tuple[int, ...]:

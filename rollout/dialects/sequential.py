@@ -21,7 +21,7 @@ class Sequential(Reasoning):
     def fork(self, threads: int) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         raise DialectError("the sequential dialect never forks")
 
-    def close_thread(self) -> tuple[int, ...]:
+    def close_thread(self, thread: int) -> tuple[int, ...]:
         raise DialectError("the sequential dialect has no threads")
 
     def join(self) -> tuple[int, ...]:
