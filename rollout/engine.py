@@ -1,13 +1,29 @@
 """The protocol every sampler speaks: token ids in, token ids and log-probs out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rollout.errors import UserError
+from rollout.view import View
+
+Prompt = Sequence[int] | View
+"""What a call sees; plain ids are a causal context of one piece."""
 
 
 class EngineError(UserError, RuntimeError):
     """The sampler cannot serve a request (dead server, refused sampling, context too long). Says what to do."""
+
+
+@dataclass(slots=True)
+class Race:
+    """Calls of which the first success ends the others: the fewest tokens a success has taken so far."""
+
+    best: int | None = None
+
+    def won(self, tokens: int) -> None:
+        """A call succeeded after so many tokens."""
+        self.best = tokens if self.best is None else min(self.best, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +40,8 @@ class Sampling:
     seed: int | None = None
     banned_ids: tuple[int, ...] = ()
     """Ids that must not be sampled; the policy is then the distribution over the others."""
+    race: Race | None = None
+    """An engine that can may end the call, as by `max_tokens`, once it has `race.best` tokens: no more are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +59,21 @@ class Engine(Protocol):
     max_context: int
     """Prompt and sampled tokens of one call together may not exceed this."""
 
-    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         """Samples one continuation. `thread` names the caller for logs and scripted engines; samplers ignore it.
 
         Raises EngineError when the request cannot be served.
         """
         ...
+
+
+def causal_ids(prompt: Prompt, engine: str) -> list[int]:
+    """The flat ids of a causal context. Raises EngineError for any other: stock engines cannot place or hide tokens."""
+    if not isinstance(prompt, View):
+        return list(prompt)
+    if not prompt.is_causal:
+        raise EngineError(
+            f"{engine} cannot sample a stitched join (threads that stay hidden from each other, at shared positions): "
+            "use rollout=torch, or dialect.join=transcript"
+        )
+    return prompt.ids

@@ -1,13 +1,23 @@
 """What one rollout produced: segments of token ids and the calls that sampled them, as a DAG."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from rollout.view import View
+
 Origin = Literal["prompt", "sampled", "forced"]
-Event = Literal["fork", "join", "final", "malformed", "truncated"]
+Event = Literal["fork", "wait", "join", "final", "malformed", "truncated", "cancelled", "kept"]
+"""How a call ended: it forked; it waits for threads that it forked earlier; a thread closed itself and joins its parent;
+the response is complete; a breach of the grammar; out of tokens; a sibling ended the block first; or nothing ended: a
+request is recorded as two calls where later contexts keep only its first part (`kept`)."""
 Outcome = Literal["answered", "forced_answer", "malformed", "truncated"]
+Attention = Literal["causal", "stitched", "synchronous"]
+"""How the tokens of a call's context saw each other. `causal`: each all before it, as any engine reads flat ids.
+`stitched`: each its own segment's earlier ones and, whole, the segments that its own descends from by `parents`, which
+also place it: a segment starts where its longest parent ends. `synchronous`: stitched, and the threads of a block also
+see each other's strictly earlier steps; thread k of a block starts (k - 1) * `stride` positions later (GroupThink)."""
 
 
 class TrajectoryError(ValueError):
@@ -63,6 +73,8 @@ class Trajectory:
     calls: tuple[Call, ...]
     outcome: Outcome
     policy_version: int = 0
+    attention: Attention = "causal"
+    stride: int = 0
     notes: dict[str, int] = field(default_factory=dict[str, int])
     """Counted happenings on the way, e.g. {"thread/forced close": 1}."""
 
@@ -88,6 +100,14 @@ class Trajectory:
     def context_ids(self, call: Call) -> list[int]:
         """Exactly the ids that were sent for `call`."""
         return self.ids(call.context)
+
+    def view(self, call: Call) -> View:
+        """What `call` saw, one piece per segment of its context. Raises TrajectoryError where a view cannot say it."""
+        return self.view_of(call.context)
+
+    def view_of(self, context: tuple[int, ...]) -> View:
+        """What a call with this context sees."""
+        return look(self.segments, context, self.attention)
 
     def response_ids(self) -> list[int]:
         """What the root read and wrote after the prompt, joins included: the transcript a person sees."""
@@ -124,6 +144,17 @@ class Trajectory:
             return cls(segments=segments, calls=calls, **raw)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise TrajectoryError(f"not a trajectory line ({error!r}): {line[:80]!r}") from error
+
+
+def look(segments: Sequence[Segment], context: Sequence[int], attention: Attention) -> View:
+    """The view of a call whose context are these segments, in this order, of a trajectory that may still be growing."""
+    pieces = [segments[index].ids for index in context]
+    if attention == "causal":
+        return View.causal(pieces)
+    if attention == "synchronous":
+        raise TrajectoryError("threads that see each other token by token have no view of pieces")
+    place = {index: at for at, index in enumerate(context)}
+    return View.stitched(pieces, [[place[parent] for parent in segments[index].parents] for index in context])
 
 
 def _floats(values: list[float] | None) -> tuple[float, ...] | None:

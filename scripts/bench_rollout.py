@@ -39,7 +39,7 @@ from apr_train.model import load_tokenizer, prepare_model_folder
 from rollout.critical_path import measure
 from rollout.dialects.base import Reading
 from rollout.dialects.threadweaver import ThreadWeaver
-from rollout.engine import Completion, Engine, Sampling
+from rollout.engine import Completion, Engine, Prompt, Sampling
 from rollout.engines.vllm_inprocess import EngineStats, VllmEngine
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.tokens import Tokens, register_tags
@@ -110,10 +110,10 @@ class FixedLengths:
         self.engine, self.shape, self.max_context = engine, shape, engine.max_context
         self._turns = iter(shape.turns)
 
-    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         length = self.shape.threads[thread[0]][thread[1] - 1] if thread else next(self._turns)
         assert length <= sampling.max_tokens, "the budget must not cut what is to be timed"
-        return await self.engine.complete(prompt_ids, Sampling(length, sampling.stop_ids), thread)
+        return await self.engine.complete(prompt, Sampling(length, sampling.stop_ids), thread)
 
 
 class Barrier:
@@ -124,9 +124,9 @@ class Barrier:
         self._round: list[tuple[Coroutine[Any, Any, Completion], asyncio.Future[Completion]]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         future = asyncio.get_running_loop().create_future()
-        self._round.append((self.engine.complete(prompt_ids, sampling, thread), future))
+        self._round.append((self.engine.complete(prompt, sampling, thread), future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._rounds())
         return await future

@@ -12,7 +12,7 @@ from rollout.critical_path import measure
 from rollout.demonstration import Block, Demonstration
 from rollout.dialects import DialectError, make_dialect
 from rollout.dialects.base import Dialect, Script
-from rollout.engine import Completion, EngineError, Sampling
+from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.trajectory import Trajectory
@@ -34,9 +34,9 @@ class Spy:
     def max_context(self) -> int:
         return self.inner.max_context
 
-    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
-        self.sent.append((thread, list(prompt_ids), sampling))
-        return await self.inner.complete(prompt_ids, sampling, thread)
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+        self.sent.append((thread, causal_ids(prompt, "a spy"), sampling))
+        return await self.inner.complete(prompt, sampling, thread)
 
 
 def play(

@@ -20,7 +20,7 @@ from rewards.scored import Group, Scored
 from rollout.critical_path import measure
 from rollout.demonstration import Block, Demonstration
 from rollout.dialects.threadweaver import ThreadWeaver
-from rollout.engine import Completion, Sampling
+from rollout.engine import Completion, Prompt, Sampling
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.trajectory import Trajectory
@@ -158,8 +158,8 @@ def test_the_order_of_siblings_changes_the_wait_only_where_workers_or_reading_ar
 class Timed(ReplayEngine):
     """Takes as long as its answer, as an engine does."""
 
-    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
-        completion = await super().complete(prompt_ids, sampling, thread)
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+        completion = await super().complete(prompt, sampling, thread)
         for _ in completion.ids:
             await asyncio.sleep(0)
         return completion

@@ -23,7 +23,7 @@ from rewards.build import make_reward
 from rewards.verdict import Verdict
 from rollout.demonstration import Block, Demonstration
 from rollout.dialects import make_dialect
-from rollout.engine import Completion, Sampling
+from rollout.engine import Completion, Prompt, Sampling
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.trajectory import Trajectory
@@ -67,7 +67,7 @@ class PreparedSampler:
         self.loaded.append({name: tensor.clone() for name, tensor in named_tensors})
         self.policy_version += 1
 
-    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         raise NotImplementedError
 
     def run(self, coroutines: Iterable[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:

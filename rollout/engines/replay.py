@@ -1,7 +1,7 @@
 """An engine that says what it was told to: demonstrations go through the same orchestrator as rollouts."""
 
 from rollout.dialects.base import Script
-from rollout.engine import Completion, EngineError, Sampling
+from rollout.engine import Completion, EngineError, Prompt, Sampling
 
 
 class ReplayEngine:
@@ -14,7 +14,7 @@ class ReplayEngine:
         self.max_context = max_context
         self._turns = {thread: list(turns) for thread, turns in script.items()}
 
-    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         """The thread's next turn. Raises EngineError when the script has none left for it."""
         if not self._turns.get(thread):
             raise EngineError(f"the script has no further turn for thread {thread}")

@@ -11,7 +11,7 @@ import httpx
 import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
-from rollout.engine import Completion, EngineError, Sampling
+from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids
 from rollout.engines.calls import Seeds, check_call, first_line, together
 
 Result = TypeVar("Result")
@@ -81,8 +81,9 @@ class VllmHttpEngine:
         """Restarts the stream that seeds calls without a seed of their own, e.g. at each training step."""
         self._seeds = Seeds(seed)
 
-    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         """Samples one continuation. Raises EngineError for a dead or refusing server, or a call that does not fit."""
+        prompt_ids = causal_ids(prompt, "vLLM")
         check_call(prompt_ids, sampling, self.max_context)
         # -100 is the strongest bias the API takes; exp(-100) is 0 next to any other probability in float32.
         banned = {"logit_bias": {str(token): -100.0 for token in sampling.banned_ids}} if sampling.banned_ids else {}

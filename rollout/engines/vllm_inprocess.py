@@ -29,7 +29,7 @@ from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
 
-from rollout.engine import Completion, EngineError, Sampling  # noqa: E402
+from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids  # noqa: E402
 from rollout.engines import vllm_cpu  # noqa: E402
 from rollout.engines.calls import Seeds, check_call, first_line, together  # noqa: E402
 
@@ -136,8 +136,9 @@ class VllmEngine:
         """Restarts the stream that seeds calls without a seed of their own, e.g. at each training step."""
         self._seeds = Seeds(seed)
 
-    async def complete(self, prompt_ids: list[int], sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         """Samples one continuation. Raises EngineError for a call that cannot be served."""
+        prompt_ids = causal_ids(prompt, "vLLM")
         params = self._params(prompt_ids, sampling)
         self._calls += 1
         name = str(self._calls)
