@@ -54,8 +54,13 @@ class DialectConfig:
     """The tag grammar."""
 
     name: str = "threadweaver"
-    """threadweaver | multiverse | npr | parallel_r1 (two paths, no plan) | dc_cot (three workers, no plan) |
-    sequential (tags are never structure)"""
+    """threadweaver | parason | multiverse | npr | parallel_r1 | dc_cot | parathinker | apr | asyncthink | recursive |
+    sequential (tags are never structure), or one of yours as path/to/file.py:Class (docs/dialects.md)"""
+    join: str | None = None
+    """What the parent reads after a block; null is the dialect's own. transcript (flat, any engine) | stitched (threads
+    stay hidden from each other and share positions: rollout=torch) | message (only what the client passes on)"""
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The dialect's own settings, e.g. paths: 2 for parallel_r1; checked against its Options."""
 
 
 @dataclass
@@ -130,7 +135,7 @@ class RolloutConfig:
     """The sampler and its budgets. Budgets are in tokens of the response; null means no limit but the context."""
 
     engine: str = "vllm"
-    """vllm (in this process) | vllm_http (a running server)"""
+    """vllm (in this process) | vllm_http (a running server) | torch (in this process, stitched joins too)"""
     url: str | None = None
     """vllm_http only, e.g. http://127.0.0.1:8000/v1"""
     temperature: float = 1.0
@@ -141,7 +146,9 @@ class RolloutConfig:
     max_threads: int = 8
     """Threads per block; a fork of more is malformed."""
     max_blocks: int = 16
-    """Blocks per trajectory; a fork beyond is malformed."""
+    """Blocks per thread, the root included; a fork beyond is malformed."""
+    max_depth: int = 4
+    """How deep threads may fork, the root's being 1; a fork below is malformed."""
     max_thread_tokens: int | None = None
     """Sampled tokens of one thread; a thread that reaches it is closed and the parent goes on."""
     answer_tokens: int = 32

@@ -99,4 +99,5 @@ def budget_of(config: RolloutConfig) -> Budget:
         blocks=config.max_blocks,
         critical=config.max_critical_tokens,
         thread=config.max_thread_tokens,
+        depth=config.max_depth,
     )

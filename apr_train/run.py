@@ -99,12 +99,12 @@ def _parts(config: Config, world: PartialState, folder: Path) -> Iterator[Parts]
     """Checks all that can be checked before anything of an earlier run is touched or the sampler starts."""
     task = make_task(config.data.task, config.data.options)
     problems = draw_problems(config, task)
-    tags = dialect_class(config.dialect.name).tags
+    tags = dialect_class(config.dialect.name).tags(config.dialect.options)
     with world.main_process_first():
         if world.is_main_process:
             prepare_model_folder(config.model, tags, folder / "start", config.seed)
     tokens = Tokens(AutoTokenizer.from_pretrained(folder / "start"))
-    dialect = make_dialect(config.dialect.name, tokens)
+    dialect = make_dialect(config.dialect.name, tokens, config.dialect.join, config.dialect.options)
     check_prompts(tokens, [*problems.sft, *problems.rl, *problems.heldout], config)
     log = MetricsLog(config, folder, world.is_main_process)
     with ExitStack() as ends:
@@ -131,16 +131,19 @@ def _sampler(config: Config, model: Path) -> Sampler:
             max_in_flight=rollout.max_in_flight,
             seed=config.seed,
         )
-    from rollout.engines.vllm_inprocess import VllmEngine
-
-    return VllmEngine(
+    if rollout.engine == "torch":
+        from rollout.engines.torch_engine import TorchEngine as Engine
+    else:
+        from rollout.engines.vllm_inprocess import VllmEngine as Engine
+    gpu = {} if rollout.engine == "torch" else {"gpu_memory_utilization": rollout.gpu_memory_utilization}
+    return Engine(
         model,
         dtype=config.model.dtype,
         max_context=config.model.max_context,
         max_in_flight=rollout.max_in_flight,
         kv_cache_gib=rollout.kv_cache_gib,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
         seed=config.seed,
+        **gpu,
     )
 
 

@@ -11,13 +11,11 @@ from rollout.errors import nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": ("arithmetic", "multiplication", "countdown", "jsonl"),
-    # rollout.dialects knows too, but importing it takes seconds
-    "dialect.name": ("threadweaver", "multiverse", "npr", "parallel_r1", "dc_cot", "sequential"),
     "algorithm.baseline": ("group_mean", "leave_one_out"),
     "algorithm.scale_rewards": ("none", "group", "batch"),
     "algorithm.credit": (*("broadcast", "root_only", "frozen_threads", "ratio_scaled", "node_local", "per_call_mean"),),
     "algorithm.lr_schedule": ("constant", "linear", "cosine"),
-    "rollout.engine": ("vllm", "vllm_http"),
+    "rollout.engine": ("vllm", "vllm_http", "torch"),
     "logger.wandb": ("online", "offline", "disabled"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("tree", "sdpa"),
@@ -35,6 +33,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("model.intermediate_size", "model.max_context", "data.train_problems"),
         *("algorithm.prompts_per_step", "algorithm.micro_batches", "sft.problems_per_step"),
         *("rollout.max_response_tokens", "rollout.max_critical_tokens", "rollout.max_threads", "rollout.max_blocks"),
+        "rollout.max_depth",
         *("rollout.max_thread_tokens", "rollout.answer_tokens", "rollout.max_in_flight"),
     ),
     2: ("algorithm.group_size",),
@@ -65,6 +64,7 @@ def validate(config: Config, ranks: int = 1) -> None:
 
     >>> validate(config, ranks=2)  # algorithm.prompts_per_step=3 must be a multiple of the number of ranks, 2
     """
+    _check_dialect(config)
     for key, options in CHOICES.items():
         _one_of(key, attrgetter(key)(config), options)
     for least, keys in AT_LEAST.items():
@@ -156,6 +156,32 @@ def _check_reward(config: Config) -> None:
         config.algorithm.credit != "node_local" or reward.node_bonus is not None,
         "algorithm.credit=node_local needs a term of kind node_success: take reward=rao",
     )
+
+
+def _check_dialect(config: Config) -> None:
+    """The dialect itself, its options, and whether the engine and the trainer can do its join."""
+    from rollout.dialects import dialect_class  # here: it takes seconds, which a misspelt key need not wait for
+    from rollout.dialects.base import DialectError
+
+    dialect = config.dialect
+    try:
+        cls = dialect_class(dialect.name)
+        cls.tags(dialect.options)
+    except DialectError as error:
+        raise ConfigError(f"dialect.name={dialect.name}: {error}") from error
+    join = dialect.join or cls.joins[0]
+    _one_of("dialect.join", join, cls.joins)
+    if join == "stitched":
+        others = [other for other in cls.joins if other != join]
+        _need(
+            config.rollout.engine == "torch",
+            f"rollout.engine={config.rollout.engine} cannot sample a stitched join, which hides threads from each "
+            f"other: use rollout=torch, or dialect.join={others[0]}",
+        )
+        _need(
+            config.model.attention == "tree",
+            f"model.attention={config.model.attention} reads flat rows, not a stitched join: use model.attention=tree",
+        )
 
 
 def _check_scratch(model: ModelConfig) -> None:

@@ -41,7 +41,7 @@ class Sampling:
     banned_ids: tuple[int, ...] = ()
     """Ids that must not be sampled; the policy is then the distribution over the others."""
     race: Race | None = None
-    """An engine that can may end the call, as by `max_tokens`, once it has `race.best` tokens: no more are looked at."""
+    """An engine that can may end the call, as by `max_tokens`, once it has `race.best` tokens: no more are read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,8 +69,12 @@ class Tokens:
 
     def prompt(self, problem: str) -> tuple[int, ...]:
         """The chat template around the problem's plain text; without one, the text after the bos, if any."""
+        return self.prompt_of(self.text(problem))
+
+    def prompt_of(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The same around text that is tokenised already: a model's own words to a thread of its."""
         before, after = self._template
-        return (*before, *self.text(problem), *after)
+        return (*before, *ids, *after)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The exact text of these ids, tags included."""

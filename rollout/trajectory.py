@@ -9,9 +9,9 @@ from rollout.view import View
 
 Origin = Literal["prompt", "sampled", "forced"]
 Event = Literal["fork", "wait", "join", "final", "malformed", "truncated", "cancelled", "kept"]
-"""How a call ended: it forked; it waits for threads that it forked earlier; a thread closed itself and joins its parent;
-the response is complete; a breach of the grammar; out of tokens; a sibling ended the block first; or nothing ended: a
-request is recorded as two calls where later contexts keep only its first part (`kept`)."""
+"""How a call ended: it forked; it waits for threads that it forked earlier; a thread closed itself and joins its
+parent; the response is complete; a breach of the grammar; out of tokens; a sibling ended the block first; or nothing
+ended: a request is recorded as two calls where later contexts keep only its first part (`kept`)."""
 Outcome = Literal["answered", "forced_answer", "malformed", "truncated"]
 Attention = Literal["causal", "stitched", "synchronous"]
 """How the tokens of a call's context saw each other. `causal`: each all before it, as any engine reads flat ids.

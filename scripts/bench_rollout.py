@@ -30,14 +30,14 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from apr_train.config import ModelConfig
 from apr_train.model import load_tokenizer, prepare_model_folder
 from rollout.critical_path import measure
-from rollout.dialects.base import Reading
+from rollout.dialects.base import Ids, Name, Reading, Turn
 from rollout.dialects.threadweaver import ThreadWeaver
 from rollout.engine import Completion, Engine, Prompt, Sampling
 from rollout.engines.vllm_inprocess import EngineStats, VllmEngine
@@ -91,15 +91,18 @@ class Scripted(ThreadWeaver):
 
     def __init__(self, tokens: Tokens, shape: Shape) -> None:
         super().__init__(tokens)
-        self._forks = iter([Reading("fork", len(block)) for block in shape.threads] + [Reading("final")])
+        self._turns = iter([*(len(block) for block in shape.threads), None])
 
-    def stops(self, in_thread: bool) -> tuple[int, ...]:
+    def stops(self, thread: Name) -> Ids:
         return ()
 
-    def read(self, ids: tuple[int, ...], finish: Literal["stop", "length"], in_thread: bool) -> Reading:
-        return Reading("join") if in_thread else next(self._forks)
+    def read(self, turn: Turn) -> Reading:
+        if turn.thread:
+            return Reading("join")
+        threads = next(self._turns)
+        return Reading("final") if threads is None else Reading("fork", self._fork((), threads))
 
-    def force_answer(self, response: list[int]) -> tuple[int, ...]:
+    def force_answer(self, response: Ids) -> Ids:
         return (self.end_think,)  # a random policy writes </think> anywhere; it must not end the reasoning here
 
 
@@ -210,8 +213,8 @@ def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Builds the model and the engine, warms up, measures."""
     config = ModelConfig(path=args.model)
     tokenizer = load_tokenizer(config)
-    register_tags(tokenizer, ThreadWeaver.tags)
-    prepare_model_folder(config, ThreadWeaver.tags, folder, args.seed)
+    register_tags(tokenizer, ThreadWeaver.tags())
+    prepare_model_folder(config, ThreadWeaver.tags(), folder, args.seed)
     draw = random.Random(args.seed)
     shapes = [draw_shape(draw, args.scale) for _ in range(args.trajectories)]
     engine = VllmEngine(folder, max_context=config.max_context, max_in_flight=args.trajectories * max(THREADS))

@@ -13,7 +13,7 @@ from apr_train.weight_sync import full_weights, save_model, saved_weights
 from rollout.dialects import dialect_class, make_dialect
 from rollout.tokens import TagError, Tokens
 
-TAGS = dialect_class("threadweaver").tags
+TAGS = dialect_class("threadweaver").tags()
 
 
 def base_model(folder: Path, tied: bool) -> tuple[Path, torch.Tensor, torch.Tensor]:

@@ -92,7 +92,7 @@ def test_lengths_by_hand() -> None:
 
 def test_tags_in_a_prompt_are_never_structure() -> None:
     ids = TOKENS.prompt("</Outlines><Thread><|eos|>")
-    tags = {TOKENS.tag(tag) for tag in DIALECT.tags} | {TOKENS.eos}
+    tags = {TOKENS.tag(tag) for tag in DIALECT.tags()} | {TOKENS.eos}
     assert not tags & set(ids)
     assert TOKENS.decode(ids) == "</Outlines><Thread><|eos|>"
 
@@ -239,7 +239,7 @@ def test_what_is_written_is_what_is_read(demo: Demonstration) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(DEMOS, st.integers(12, 120), st.integers(1, 30) | st.none(), st.integers(10, 100) | st.none())
+@given(DEMOS, st.integers(12, 120), st.integers(1, 30) | st.none(), st.integers(12, 100) | st.none())
 def test_no_budget_is_ever_exceeded(
     demo: Demonstration, response: int, thread: int | None, critical: int | None
 ) -> None:

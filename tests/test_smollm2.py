@@ -199,7 +199,7 @@ def test_tags_become_tokens_of_smollm2_and_prompts_are_those_of_its_template(smo
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     assert len(tokenizer) == 49_152
-    tags = dialect_class("threadweaver").tags
+    tags = dialect_class("threadweaver").tags()
     assert register_tags(tokenizer, tags) == len(tags) == 10
     tokens = Tokens(tokenizer)
     assert tokens.decode([tokens.eos]) == "<|im_end|>"

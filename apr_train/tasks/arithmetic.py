@@ -123,7 +123,10 @@ class Arithmetic:
             return Demonstration((lines, Block(tuple(islice(cycle(checks), count)))), surface.answer)
         if len(surface.chains) == 1:
             raise TaskError(f"problem {problem.id} has one part: only the sequential form exists")
-        return Demonstration((Block(tuple(zip(surface.names, surface.chains, strict=True))),), surface.answer)
+        alone = surface.prompt.partition("*")[0].split(","), surface.chains
+        tasks = tuple((f"{head}*{meta['steps']}=", chain[-2:]) for head, chain in zip(*alone, strict=True))
+        threads = tuple(zip(surface.names, surface.chains, strict=True))
+        return Demonstration((Block(threads, tasks=tasks),), surface.answer)
 
     def _instance(self, random: Random, parts: int) -> Instance:
         starts = tuple(random.randrange(10) for _ in range(parts))

@@ -193,17 +193,22 @@ class Countdown:
         target, _, *numbers = problem.answer.split(" ")
         table = given(tuple(map(int, numbers)))
         threads: list[tuple[str, str]] = []
+        tasks: list[tuple[str, str]] = []
         answers: list[tuple[int, str]] = []
         for number, move in enumerate(promising(table, int(target), self.options.width), start=1):
             lines, solution = explore(move.left, int(target), self.options.breadth)
             threads.append((move.label, "\n".join([move.rest(), *lines, "found" if solution else "nothing"])))
+            left = tuple(term.value for term in move.left)
+            alone = explore(given(left), int(target), self.options.breadth)[1]
+            tasks.append((f"Make {target} from {', '.join(map(str, left))}.", alone or "nothing"))
             answers += [(number, solution)] if solution else []
             if solution and form == "sequential":
                 break
         number, answer = answers[0]
         if form == "sequential":
             return Demonstration(("".join(f"{label}, {body}\n" for label, body in threads),), answer)
-        return Demonstration((Block(tuple(threads)), f"Thread {number} reaches {target}.\n"), answer)
+        block = Block(tuple(threads), tasks=tuple(tasks))
+        return Demonstration((block, f"Thread {number} reaches {target}.\n"), answer)
 
 
 def _side(numbers: tuple[int, ...], target: int) -> Split:

@@ -122,7 +122,8 @@ def _tree(factors: list[int]) -> Iterator[str | Block]:
         pairs = [sorted(factors[i : i + 2], reverse=True) for i in range(0, len(factors) - 1, 2)]
         pieces = [(a, group) for a, b in pairs for group in places(b, 3)]
         if len(pieces) > 1:
-            yield Block(tuple((f"{a} * {group}", work(a, group)) for a, group in pieces))
+            threads = tuple((f"{a} * {group}", work(a, group)) for a, group in pieces)
+            yield Block(threads, tasks=tuple((f"{a} * {group} =", str(a * group)) for a, group in pieces))
         else:
             yield work(*pieces[0]) + "\n"
         sums = [total([a * group for group in places(b, 3)]) for a, b in pairs if len(places(b, 3)) > 1]

@@ -5,21 +5,21 @@
 </spawn_workers> text </think> answer eos            </spawn_workers> forced, the rest sampled
 """
 
-from rollout.dialects.base import Reasoning
 from rollout.dialects.tagged import Grammar, Tagged
 
 
 class DcCot(Tagged):
-    """Flat blocks of three workers, transcript join."""
+    """Flat blocks of three workers."""
 
     name = "dc_cot"
-    grammar = Grammar(
-        opens=("<spawn_workers>",),
-        forks="<spawn_workers>",
-        threads=3,
-        header="<worker_{k}>",
-        ends="</worker_{k}>",
-        join="</spawn_workers>",
-        closers=(("<spawn_workers>", "</spawn_workers>"),),
-    )
-    tags = (*Reasoning.tags, *grammar.tags)
+
+    @classmethod
+    def grammar(cls, options: object) -> Grammar:
+        return Grammar(
+            forks="<spawn_workers>",
+            threads=3,
+            header="<worker_{k}>",
+            ends="</worker_{k}>",
+            join="</spawn_workers>",
+            closers=(("<spawn_workers>", "</spawn_workers>"),),
+        )

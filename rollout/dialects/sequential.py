@@ -1,42 +1,68 @@
-"""The baseline's dialect: one thread, tags are never structure."""
+"""The baseline: one thread, tags are never structure."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from rollout.demonstration import Block, Demonstration
-from rollout.dialects.base import DialectError, Reading, Reasoning, Script
+from rollout.dialects.base import (
+    NO_SETTINGS,
+    DialectError,
+    Fork,
+    Ids,
+    Join,
+    Name,
+    Reading,
+    Reasoning,
+    Result,
+    Script,
+    Turn,
+    told,
+)
+from rollout.dialects.tagged import NoOptions
+from rollout.options import read_options
+from rollout.search_trace import SearchRun
+from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
 
 
 class Sequential(Reasoning):
-    """Decodes until the eos. A policy that knows fork tags may write them; here they are words like any other."""
+    """`<think>` reasoning `</think>` answer."""
 
-    name = "sequential"
+    name: ClassVar[str] = "sequential"
+    joins: ClassVar[tuple[Join, ...]] = ("transcript",)
 
-    def stops(self, in_thread: bool) -> tuple[int, ...]:
+    @classmethod
+    def tags(cls, options: Mapping[str, Any] = NO_SETTINGS) -> tuple[str, ...]:
+        read_options("dialect sequential", NoOptions, options, DialectError)
+        return cls.think_tags
+
+    def __init__(self, tokens: Tokens, join: Join | None = None, options: Mapping[str, Any] = NO_SETTINGS) -> None:
+        super().__init__(tokens)
+        self.join_rule: Join = join or self.joins[0]
+
+    def stops(self, thread: Name) -> Ids:
         return (self.eos,)
 
-    def read(self, ids: tuple[int, ...], finish: Literal["stop", "length"], in_thread: bool) -> Reading:
-        return Reading("final" if finish == "stop" else "truncated")
+    def read(self, turn: Turn) -> Reading:
+        return Reading("final" if turn.finish == "stop" else "truncated")
 
-    def fork(self, threads: int) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    def join(self, fork: Fork, results: Sequence[Result], thread: Name) -> Ids:
         raise DialectError("the sequential dialect never forks")
 
-    def close_thread(self, thread: int) -> tuple[int, ...]:
-        raise DialectError("the sequential dialect has no threads")
+    def join_tokens(self, fork: Fork, thread: Name) -> int:
+        raise DialectError("the sequential dialect never forks")
 
-    def join(self) -> tuple[int, ...]:
-        raise DialectError("the sequential dialect never joins")
-
-    def force_answer(self, response: list[int]) -> tuple[int, ...]:
+    def force_answer(self, response: Ids) -> Ids:
         return () if self.end_think in response else (self.end_think,)
 
     def check(self, trajectory: Trajectory) -> str | None:
         return self.check_reasoning(trajectory.root_ids())
 
-    def write(self, demonstration: Demonstration) -> Script:
+    def write(self, demonstration: Demonstration | SearchRun) -> Script:
         ids = [self.think]
-        for piece in demonstration.reasoning:
+        plain = told(demonstration, self.name)
+        for piece in plain.reasoning:
             if isinstance(piece, Block):
                 raise DialectError("a sequential policy cannot be shown a parallel block: set sft.parallel_share=0")
             ids += self.tokens.text(piece)
-        return {(): [(*ids, *self.answer(demonstration.answer))]}
+        return {(): [(*ids, *self.answer(plain.answer))]}

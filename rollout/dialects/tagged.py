@@ -1,15 +1,32 @@
-"""The machine behind every flat dialect whose fork, threads and join are marked by tags; a dialect is its `Grammar`."""
+"""The machine behind every dialect whose fork, threads and join are marked by tags; a dialect is its `Grammar`."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
-from rollout.demonstration import Block, Demonstration
-from rollout.dialects.base import DialectError, Reading, Reasoning, Script
+from rollout.demonstration import Block, Demonstration, Pieces
+from rollout.dialects.base import (
+    NO_SETTINGS,
+    Child,
+    DialectError,
+    Fork,
+    Ids,
+    Join,
+    Name,
+    Reading,
+    Reasoning,
+    Result,
+    Script,
+    Turn,
+    told,
+)
+from rollout.options import read_options
+from rollout.search_trace import SearchRun
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
 
-_NUMBERED = re.compile(r"\s*([0-9]{1,3})\s*:(.*)", re.DOTALL)
+_NUMBER = re.compile(r"\s*([0-9]{1,3}(?:\.[0-9]{1,3}){0,7})\s*:")
 _TAG = re.compile(r"(</?[A-Za-z_0-9]+>)")
 
 
@@ -17,20 +34,29 @@ _TAG = re.compile(r"(</?[A-Za-z_0-9]+>)")
 class Grammar:
     """The tags of one dialect, as text; `{k}` is the thread's number, from 1. White space between tags is optional.
 
-    The model writes `opens` and, where there is an `item`, one numbered item per thread; its last tag is `forks`, where
+    The model writes `opens` and, where there are `items`, one numbered item per thread; its last tag is `forks`, where
     it stops. The client then writes `shared` once and `header` per thread. A thread stops itself at `ends`, else the
-    client writes `closes`. After the last one the client writes `join`, and the model goes on with the conclusion, if
-    `concludes` names the tags that end it, and with the reasoning.
+    client writes `body_end` and `ends`. After the last one the client writes `join`, and the model goes on with the
+    conclusion, if `concludes` names the tags that end it, and with the reasoning.
     """
 
-    opens: tuple[str, ...]
     forks: str
     header: str
     ends: str
     join: str
-    item: tuple[str, str] | None = None
+    opens: tuple[str, ...] = ()
+    items: tuple[tuple[str, str], ...] = ()
+    """The tags around an item; a block's items are all of one kind."""
+    trial: str = ""
+    """The opening tag of items that are attempts: the first to close itself ends the block."""
     threads: int | None = None
     """How many threads a fork has, where no items say so."""
+    begins: bool = False
+    """The client forks before the model writes anything; `forks` is then what it writes first."""
+    cut: bool = False
+    """The first thread to close itself ends the block, and the parent reads all as they then are."""
+    nests: bool = False
+    """Threads may fork; items and headers are then numbered 1, 2, and in thread 2: 2.1, 2.2."""
     shared: str = ""
     body_end: str = ""
     """What a thread writes before `ends`."""
@@ -41,156 +67,235 @@ class Grammar:
     @property
     def tags(self) -> tuple[str, ...]:
         """Every tag of the grammar, each once."""
-        numbers = range(1, (self.threads or 1) + 1)
-        marks = "".join(f"{self.header}{self.ends}".format(k=k) for k in numbers)
-        pairs = [tag for pair in self.closers for tag in pair]
-        tags = [*self.opens, *(self.item or ()), self.forks, *_TAG.findall(marks), *_TAG.findall(self.join)]
-        return tuple(dict.fromkeys([*tags, *self.concludes, *pairs]))
+        marks = "".join(f"{self.header}{self.ends}".format(k=k) for k in range(1, (self.threads or 1) + 1))
+        texts = f"{self.forks}{self.shared}{marks}{self.join}"
+        pairs = [tag for pair in (*self.items, *self.closers) for tag in pair]
+        return tuple(dict.fromkeys([*self.opens, *_TAG.findall(texts), *self.concludes, *pairs]))
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """A dialect with nothing to set."""
 
 
 class Tagged(Reasoning):
-    """Flat blocks, transcript join. Subclasses give `name`, `grammar` and `tags`."""
+    """Subclasses give `name`, `joins` (the first is the usual one) and, from their `Options`, the `grammar`."""
 
     name: ClassVar[str]
-    grammar: ClassVar[Grammar]
+    joins: ClassVar[tuple[Join, ...]] = ("transcript", "stitched")
+    Options: ClassVar[type[Any]] = NoOptions
 
-    def __init__(self, tokens: Tokens) -> None:
+    @classmethod
+    def grammar(cls, options: Any) -> Grammar:
+        raise NotImplementedError
+
+    @classmethod
+    def tags(cls, options: Mapping[str, Any] = NO_SETTINGS) -> tuple[str, ...]:
+        """What the tokenizer must know. Raises DialectError for an unknown or senseless option."""
+        return tuple(dict.fromkeys([*cls.think_tags, *cls.grammar(cls.read_options(options)).tags]))
+
+    @classmethod
+    def read_options(cls, options: Mapping[str, Any]) -> Any:
+        return read_options(f"dialect {cls.name}", cls.Options, options, DialectError)
+
+    def __init__(self, tokens: Tokens, join: Join | None = None, options: Mapping[str, Any] = NO_SETTINGS) -> None:
         super().__init__(tokens)
-        grammar, tag = self.grammar, tokens.tag
-        self.opens = tuple(map(tag, grammar.opens))
-        self.forks = tag(grammar.forks)
-        self.item = None if grammar.item is None else (tag(grammar.item[0]), tag(grammar.item[1]))
-        self.concludes = tuple(map(tag, grammar.concludes))
-        self.closers = tuple((tag(left), tag(right)) for left, right in grammar.closers)
-        numbers = range(1, (grammar.threads or 1) + 1)
-        self._ends = tuple(dict.fromkeys(self.end_thread(k) for k in numbers))
-        self._tag_ids = frozenset(tag(each) for each in self.tags)
+        self.join_rule: Join = join or self.joins[0]
+        self.rules = self.grammar(self.read_options(options))
+        tag = tokens.tag
+        self.opens = tuple(map(tag, self.rules.opens))
+        self.forks = None if self.rules.begins else tag(self.rules.forks)
+        self.items = {tag(left): tag(right) for left, right in self.rules.items}
+        self.trial = tag(self.rules.trial) if self.rules.trial else None
+        self.concludes = tuple(map(tag, self.rules.concludes))
+        self.closers = tuple((tag(left), tag(right)) for left, right in self.rules.closers)
+        self.closing = len(self.closers) + 1
+        self._ends = tuple(dict.fromkeys(self.end_thread(k) for k in range(1, (self.rules.threads or 1) + 1)))
+        self._joined = self._marked(self.rules.join)
+        self._tag_ids = frozenset(map(tag, self.tags(options)))
 
     def end_thread(self, thread: int) -> int:
         """The id with which thread `thread` (from 1) ends itself."""
-        return self.tokens.tag(self.grammar.ends.format(k=thread))
+        return self.tokens.tag(self.rules.ends.format(k=thread))
 
-    def stops(self, in_thread: bool) -> tuple[int, ...]:
-        return (*self._ends, self.eos) if in_thread else (self.forks, self.eos)
+    # -- what the model writes -------------------------------------------------------------------------------------
 
-    def read(self, ids: tuple[int, ...], finish: Literal["stop", "length"], in_thread: bool) -> Reading:
-        if finish == "length":
+    def begin(self) -> Fork | None:
+        return self._fork((), self.rules.threads or 1) if self.rules.begins else None
+
+    def stops(self, thread: Name) -> Ids:
+        forks = () if self.forks is None or (thread and not self.rules.nests) else (self.forks,)
+        return (*(self._ends if thread else ()), *forks, self.eos)
+
+    def read(self, turn: Turn) -> Reading:
+        if turn.finish == "length":
             return Reading("truncated")
-        if ids[-1] == self.eos:
+        if turn.ids[-1] == self.eos:
             return Reading("final")
-        if in_thread:
+        if turn.ids[-1] in self._ends and turn.thread:
             return Reading("join")
-        if self.grammar.threads is not None:
-            return Reading("fork", self.grammar.threads)
-        threads, reason = self._read_items(ids)
-        return Reading("malformed", reason=reason) if reason else Reading("fork", threads)
+        if self.end_think in turn.before or self.end_think in turn.ids:
+            return Reading("malformed", reason="after the reasoning")
+        if self.rules.threads is not None:
+            return Reading("fork", self._fork(turn.thread, self.rules.threads))
+        threads, trial, reason = self._read_items(turn.ids, turn.thread)
+        if reason:
+            return Reading("malformed", reason=reason)
+        return Reading("fork", self._fork(turn.thread, threads, trial))
 
-    def _read_items(self, ids: tuple[int, ...]) -> tuple[int, str]:
-        """How many items the trailing block opening holds, or why it is none."""
-        assert self.item is not None  # a grammar has items or a number of threads
-        opens, (item, end_item) = self.grammar.opens, self.item
+    def _read_items(self, ids: Ids, thread: Name) -> tuple[int, bool, str]:
+        """How many items the trailing block opening holds, whether they are trials, or why it is none."""
+        opens, forks = self.rules.opens, self.rules.forks
         if self.opens[0] not in ids:
-            return 0, f"no {opens[0]} before {self.grammar.forks}"
+            return 0, False, f"no {opens[0]} before {forks}"
         start = len(ids) - 1 - ids[::-1].index(self.opens[0])
         rest = self._without_blank(ids[start:-1])
         if tuple(rest[: len(self.opens)]) != self.opens:
-            return 0, f"no {opens[-1]} right after {opens[0]}"
-        count, at = 0, len(self.opens)
+            return 0, False, f"no {opens[-1]} right after {opens[0]}"
+        count, at, kinds = 0, len(self.opens), set[int]()
         while at < len(rest):
             end = next((i for i in range(at + 1, len(rest)) if rest[i] in self._tag_ids), None)
-            if rest[at] != item or end is None or rest[end] != end_item:
-                return 0, f"something other than {self._name(item)} n: text {self._name(end_item)} before the fork"
-            numbered = _NUMBERED.fullmatch(self.tokens.decode(rest[at + 1 : end]))
+            if rest[at] not in self.items or end is None or rest[end] != self.items[rest[at]]:
+                return 0, False, f"something other than items between {opens[-1]} and {forks}"
+            kinds.add(rest[at])
+            numbered = _NUMBER.match(self.tokens.decode(rest[at + 1 : end]))
             count += 1
-            if numbered is None or int(numbered[1]) != count:
-                return 0, f"{self._name(item)} is not numbered 1, 2, 3, ..."
+            if numbered is None or numbered[1] != self._label(thread, count):
+                return 0, False, "items are not numbered 1, 2, 3, ..."
             at = end + 1
-        return count, "" if count else f"no {self._name(item)} at all"
+        reason = "no item at all" if not count else "items of two kinds in one block" if len(kinds) > 1 else ""
+        return count, kinds == {self.trial}, reason
 
-    def _name(self, tag: int) -> str:
-        return self.tokens.decode((tag,))
-
-    def _without_blank(self, ids: tuple[int, ...]) -> list[int]:
+    def _without_blank(self, ids: Ids) -> list[int]:
         """Drops white space that stands between two tags; text inside an item is kept."""
         kept: list[int] = []
         inside = False
         for token in ids:
             if token in self._tag_ids:
-                inside = self.item is not None and token == self.item[0]
+                inside = token in self.items
             elif not inside and not self.tokens.decode((token,)).strip():
                 continue
             kept.append(token)
         return kept
 
-    def fork(self, threads: int) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-        headers = [self._marked(self.grammar.header.format(k=k)) for k in range(1, threads + 1)]
-        return self._marked(self.grammar.shared), headers
+    # -- what the client writes ------------------------------------------------------------------------------------
 
-    def close_thread(self, thread: int) -> tuple[int, ...]:
-        return self._marked(f"{self.grammar.body_end}{self.grammar.ends.format(k=thread)}")
+    def _fork(self, thread: Name, threads: int, trial: bool = False) -> Fork:
+        rules = self.rules
+        shared = rules.shared + (rules.forks if rules.begins else "")
+        children = tuple(
+            Child(
+                self._marked(rules.header.format(k=self._label(thread, k))),
+                (*self.tokens.text(rules.body_end), self.end_thread(k)),
+            )
+            for k in range(1, threads + 1)
+        )
+        return Fork(children, self._marked(shared), "winner" if trial else "cut" if rules.cut else "all")
 
-    def join(self) -> tuple[int, ...]:
-        return self._marked(self.grammar.join)
+    def _label(self, thread: Name, k: int) -> str:
+        """The number of a thread: `2`, or `1.2` for the second one inside thread 1."""
+        return ".".join(map(str, (*thread[1::2], k)))
 
-    def _marked(self, text: str) -> tuple[int, ...]:
+    def join(self, fork: Fork, results: Sequence[Result], thread: Name) -> Ids:
+        return self._joined
+
+    def join_tokens(self, fork: Fork, thread: Name) -> int:
+        return len(self._joined)
+
+    def _marked(self, text: str) -> Ids:
         """Ids of what the client writes: here tags are meant, and text between them stays text."""
         pieces = [piece for piece in _TAG.split(text) if piece]
         ids = [(self.tokens.tag(piece),) if _TAG.fullmatch(piece) else self.tokens.text(piece) for piece in pieces]
         return tuple(token for piece in ids for token in piece)
 
-    def force_answer(self, response: list[int]) -> tuple[int, ...]:
+    def force_answer(self, response: Ids) -> Ids:
         if self.end_think in response:
             return ()
         still_open = [right for left, right in self.closers if response.count(left) > response.count(right)]
         return (*still_open, self.end_think)
 
+    # -- whole trajectories ----------------------------------------------------------------------------------------
+
     def check(self, trajectory: Trajectory) -> str | None:
-        owed: tuple[int, ...] = ()  # tags that the root's next turn must begin with
+        owed: dict[Name, Ids] = {(): self.concludes} if self.rules.begins else {}  # what each thread must write first
         for call in trajectory.calls:
             sampled = trajectory.segments[call.sampled]
-            tags = [token for token in sampled.ids if token in self._tag_ids]
-            if sampled.thread:
-                if call.event != "join" or tags != [self.end_thread(sampled.thread[-1])]:
-                    return "a thread holds a tag, or did not close itself"
-                continue
+            name, tags = sampled.thread, [token for token in sampled.ids if token in self._tag_ids]
+            if name and (self.think in tags or self.end_think in tags):
+                return "a thread holds a tag of the reasoning"
+            first = owed.get(name, ())
             own = [token for token in tags if token not in (self.think, self.end_think)]
-            if tuple(own[: len(owed)]) != owed:
-                return "the root does not close its conclusion first"
-            own = own[len(owed) :]
-            opens_once = self.opens[0] in own and own[::-1].index(self.opens[0]) == len(own) - 1
-            if (call.event == "fork" and (not opens_once or self.end_think in tags)) or (
-                call.event != "fork" and (call.event != "final" or own)
-            ):
+            if tuple(own[: len(first)]) != first:
+                return "a conclusion is not closed first"
+            own = own[len(first) :]
+            if call.event == "fork":
+                opens_once = not self.opens or (own.count(self.opens[0]) == 1 and own[0] == self.opens[0])
+                if not opens_once or self.end_think in tags or (self.rules.threads and own != [self.forks]):
+                    return "a tag outside its place"
+                owed[name] = self.concludes
+            elif name and (call.event not in ("join", "cancelled") or tags[len(first) :] != self._close_of(call, name)):
+                return "a thread holds a tag, or did not close itself"
+            elif not name and (call.event != "final" or own):
                 return "a tag outside its place in the root"
-            owed = self.concludes
         return self.check_reasoning(trajectory.root_ids())
 
-    def write(self, demonstration: Demonstration) -> Script:
-        script: Script = {(): []}
-        turn: list[int] = [self.think]
-        for piece in demonstration.reasoning:
-            if not isinstance(piece, Block):
-                turn += self.tokens.text(piece)
-                continue
-            self._check_width(piece)
-            block = len(script[()])
-            turn += self.opens if self.item is not None else ()
-            for k, (outline, body) in enumerate(piece.threads, start=1):
-                if self.item is not None:
-                    turn += [self.item[0], *self.tokens.text(f"{k}:{outline}"), self.item[1]]
-                own = self.tokens.text(f"{body}{self.grammar.body_end}")
-                script[(block, k)] = [(*own, self.end_thread(k))]
-            script[()].append((*turn, self.forks))
-            turn = [*self.tokens.text(piece.conclusion), *self.concludes]
-        script[()].append((*turn, *self.answer(demonstration.answer)))
+    def _close_of(self, call: Any, name: Name) -> list[int]:
+        return [] if call.event == "cancelled" else [self.end_thread(name[-1])]
+
+    def write(self, demonstration: Demonstration | SearchRun) -> Script:
+        told_one = told(demonstration, self.name)
+        script: Script = {}
+        pieces, first = told_one.reasoning, [self.think]
+        if self.rules.begins:
+            block, pieces = self._stages(pieces)
+            self._write_threads(block, (0,), script)
+            first = [*self.tokens.text(block.conclusion), *self.concludes]
+        self._write(pieces, (), first, self.answer(told_one.answer), script)
         return script
 
-    def _check_width(self, block: Block) -> None:
+    def _write(self, pieces: Pieces, name: Name, turn: list[int], tail: Ids, script: Script) -> None:
+        """The turns of one thread, from what its first one begins with to the tail of its last."""
+        turns = script.setdefault(name, [])
+        for piece in pieces:
+            block = piece if isinstance(piece, str) else self._fitting(piece, name)
+            if isinstance(block, str):
+                turn += self.tokens.text(block)
+                continue
+            turn += self.opens
+            left, right = self._item_of(block)
+            for k, (outline, _) in enumerate(block.threads, start=1) if self.items else ():
+                turn += [left, *self.tokens.text(f"{self._label(name, k)}:{outline}"), right]
+            assert self.forks is not None
+            turns.append((*turn, self.forks))
+            self._write_threads(block, (*name, len(turns) - 1), script)
+            turn = [*self.tokens.text(block.conclusion), *self.concludes]
+        turns.append((*turn, *tail))
+
+    def _write_threads(self, block: Block, name: Name, script: Script) -> None:
+        for k, body in enumerate(block.bodies(), start=1):
+            tail = (*self.tokens.text(self.rules.body_end), self.end_thread(k))
+            self._write(body, (*name, k), [], tail, script)
+
+    def _item_of(self, block: Block) -> tuple[int, int]:
+        """The tags around this block's items; (0, 0) without items. A dialect without trials writes them as parts."""
+        pairs = list(self.items.items()) or [(0, 0)]
+        return next((pair for pair in pairs if (pair[0] == self.trial) == (block.kind == "or")), pairs[0])
+
+    def _fitting(self, block: Block, thread: Name) -> Block | str:
+        """The block as this dialect can write it there: at its fixed number of threads, or, where it does not nest or
+        the block has too few parts, one part after the other."""
         if not block.threads:
             raise DialectError("a parallel block of no threads")
-        fixed = self.grammar.threads
-        if fixed is not None and len(block.threads) != fixed:
-            raise DialectError(
-                f"dialect {self.name} has {fixed} threads in every block, and the demonstration {len(block.threads)}: "
-                "show problems of that many parts, or take a dialect whose model plans its threads"
-            )
+        if self.forks is None or (thread and not self.rules.nests):
+            return block.in_sequence()
+        return block.of_width(self.rules.threads) if self.rules.threads is not None else block
+
+    def _stages(self, pieces: Pieces) -> tuple[Block, Pieces]:
+        """The block that the client starts with, and what follows it: the first block if it has a part per path, else
+        every path solves the whole problem."""
+        paths = self.rules.threads or 1
+        block = pieces[0] if pieces else ""
+        if isinstance(block, Block) and len(block.threads) == paths:
+            return block, pieces[1:]
+        whole = Block((("", pieces),)).in_sequence()
+        return Block(tuple(("", whole) for _ in range(paths))), ()

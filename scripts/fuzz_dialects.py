@@ -1,0 +1,203 @@
+"""Fuzzes every dialect: random token streams through its state machine, its parser and its strict check.
+
+    python scripts/fuzz_dialects.py --streams 1000000              # about ten minutes a dialect on one core
+    python scripts/fuzz_dialects.py --streams 20000 --dialect npr
+
+A stream is what one call samples: random ids, half of them tags, or a piece of a well-formed turn with ids changed,
+dropped or added. After each trajectory: no exception, every outcome and event named, no budget exceeded, every context
+within the engine's, the calls replayable, the check a reason or None. The last line is JSON.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import time
+from dataclasses import dataclass, field
+from typing import get_args
+
+from apr_train.model import character_tokenizer
+from apr_train.tasks import make_task
+from rollout.critical_path import measure
+from rollout.demonstration import Block, Demonstration
+from rollout.dialects import DIALECTS, Dialect, dialect_class, make_dialect
+from rollout.dialects.base import DialectError, Ids, Script
+from rollout.engine import Completion, Prompt, Sampling
+from rollout.orchestrator import Budget, run_trajectory
+from rollout.tokens import Tokens, register_tags
+from rollout.trajectory import Event, Outcome, Trajectory
+from rollout.view import View
+
+MAX_CONTEXT = 160
+SETTINGS = {"apr": {"surface": "terse"}}
+
+
+class FuzzEngine:
+    """Samples garbage that knows the tags; counts its streams."""
+
+    def __init__(self, rng: random.Random, tags: Ids, words: Ids, scripts: list[Script]) -> None:
+        self.rng, self.tags, self.words = rng, tags, words
+        self.turns: dict[tuple[int, int], list[Ids]] = {}  # by depth and number
+        for script in scripts:
+            for thread, turns in script.items():
+                for number, turn in enumerate(turns):
+                    self.turns.setdefault((len(thread), number), []).append(turn)
+        self.asked: dict[tuple[int, ...], int] = {}
+        self.max_context, self.streams, self.longest = MAX_CONTEXT, 0, 0
+
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
+        self.streams += 1
+        view = prompt if isinstance(prompt, View) else View.causal([tuple(prompt)])
+        assert sum(map(len, view.pieces)) + sampling.max_tokens <= self.max_context, "a call does not fit the engine"
+        rng = self.rng
+        number = self.asked[thread] = self.asked.get(thread, -1) + 1
+        known = self.turns.get((len(thread), number)) or self.turns[(0, 0)]
+        ids = self._changed(rng.choice(known)) if rng.random() < 0.8 else self._garbage(rng.randint(1, 40))
+        stop = next((i + 1 for i, token in enumerate(ids) if token in sampling.stop_ids), None)
+        if stop is None or stop > sampling.max_tokens:
+            ids = (*ids, *self._garbage(sampling.max_tokens))[: sampling.max_tokens]
+            stop = next((i + 1 for i, token in enumerate(ids) if token in sampling.stop_ids), None)
+        ids = ids[:stop]
+        return Completion(ids, (0.0,) * len(ids), "length" if stop is None else "stop")
+
+    def _garbage(self, count: int) -> Ids:
+        rng = self.rng
+        return tuple(rng.choice(self.tags if rng.random() < 0.5 else self.words) for _ in range(count))
+
+    def _changed(self, turn: Ids) -> Ids:
+        """A turn with up to two of its ids changed, dropped or doubled."""
+        ids = list(turn)
+        for _ in range(self.rng.choice((0, 0, 0, 0, 1, 2))):
+            at = self.rng.randrange(len(ids)) if ids else 0
+            ids[at : at + 1] = self._garbage(self.rng.randint(0, 2))
+        return tuple(ids) or self._garbage(1)
+
+
+@dataclass
+class Tally:
+    """What came of one dialect's streams."""
+
+    streams: int = 0
+    trajectories: int = 0
+    seconds: float = 0.0
+    outcomes: dict[str, int] = field(default_factory=dict[str, int])
+    events: dict[str, int] = field(default_factory=dict[str, int])
+    strict: int = 0
+    deepest: int = 0
+
+
+def random_demonstration(rng: random.Random, depth: int = 0) -> Demonstration:
+    """Text and blocks of 1 to 4 threads, nested up to three deep."""
+
+    def pieces(level: int) -> tuple[str | Block, ...]:
+        found: list[str | Block] = []
+        for _ in range(rng.randint(1, 2)):
+            found.append("".join(rng.choices("ab12", k=rng.randint(0, 3))))
+            if rng.random() < 0.7 - 0.25 * level:
+                threads = tuple((rng.choice("ab"), pieces(level + 1)) for _ in range(rng.randint(1, 4)))
+                tasks = tuple((f"{rng.choice('ab')}=", rng.choice("12")) for _ in threads)
+                found.append(Block(threads, rng.choice(("", "c")), rng.choice(("and", "or")), tasks))
+        return tuple(found)
+
+    return Demonstration(pieces(depth), rng.choice("12"))
+
+
+def scripts_of(name: str, dialect: Dialect, rng: random.Random, count: int) -> list[Script]:
+    """Well-formed scripts: of random demonstrations, or of the solver for the dialect of search traces."""
+    if name == "apr":
+        task = make_task("countdown_search", {"numbers": 3, "surface": "terse"})
+        return [dialect.write(task.demonstration(p, "parallel")) for p in task.problems("train", count, 0)]
+    scripts: list[Script] = []
+    while len(scripts) < count:
+        try:
+            scripts.append(dialect.write(random_demonstration(rng)))
+        except DialectError:
+            continue  # a dialect need not be able to write all of them
+    return scripts
+
+
+def fuzz(name: str, join: str, streams: int, seed: int) -> Tally:
+    """Runs trajectories until so many streams were sampled; raises at the first flaw."""
+    rng = random.Random(f"{seed}/{name}/{join}")
+    tokenizer = character_tokenizer()
+    options = SETTINGS.get(name, {})
+    tags = dialect_class(name).tags(options)
+    register_tags(tokenizer, tags)
+    tokens = Tokens(tokenizer)
+    dialect = make_dialect(name, tokens, join, options)
+    scripts = scripts_of(name, dialect, rng, 200)
+    engine = FuzzEngine(rng, (*map(tokens.tag, tags), tokens.eos), tokens.text("ab1: 2,\n"), scripts)
+    tally, started = Tally(), time.perf_counter()
+
+    async def batch() -> None:
+        for _ in range(200):
+            budget = random_budget(rng)
+            engine.asked.clear()
+            prompt = tokens.prompt("a3=")
+            trajectory = await run_trajectory(engine, dialect, "p", prompt, budget)
+            examine(trajectory, dialect, budget, tally)
+
+    while engine.streams < streams:
+        asyncio.run(batch())
+    tally.streams, tally.seconds = engine.streams, round(time.perf_counter() - started, 1)
+    return tally
+
+
+def random_budget(rng: random.Random) -> Budget:
+    return Budget(
+        response=rng.randint(24, 140),
+        answer=rng.randint(1, 8),
+        threads=rng.choice((4, 16)),
+        blocks=rng.choice((1, 2, 6)),
+        critical=rng.choice((None, None, rng.randint(24, 90))),
+        thread=rng.choice((None, None, rng.randint(1, 30))),
+        depth=rng.randint(1, 3),
+    )
+
+
+def examine(trajectory: Trajectory, dialect: Dialect, budget: Budget, tally: Tally) -> None:
+    """What must hold of every trajectory, whatever was sampled."""
+    lengths = measure(trajectory)
+    assert trajectory.outcome in get_args(Outcome)
+    assert all(call.event in get_args(Event) for call in trajectory.calls)
+    assert lengths.l_critical <= lengths.l_total <= budget.response, f"{lengths} over {budget}"
+    assert budget.critical is None or lengths.l_critical <= budget.critical, f"{lengths} over {budget}"
+    assert lengths.depth <= budget.depth
+    assert len(trajectory.calls) <= 2 * budget.response
+    sampled: dict[tuple[int, ...], int] = {}
+    for call in trajectory.calls:
+        segment = trajectory.segments[call.sampled]
+        sampled[segment.thread] = sampled.get(segment.thread, 0) + len(segment.ids)
+        assert len(trajectory.context_ids(call)) + len(segment.ids) <= MAX_CONTEXT
+        trajectory.view(call)
+    if budget.thread is not None:
+        assert all(count <= budget.thread for name, count in sampled.items() if name)
+    flaw = dialect.check(trajectory)
+    assert flaw is None or flaw
+    tally.trajectories += 1
+    tally.strict += flaw is None
+    tally.deepest = max(tally.deepest, lengths.depth)
+    tally.outcomes[trajectory.outcome] = tally.outcomes.get(trajectory.outcome, 0) + 1
+    for call in trajectory.calls:
+        tally.events[call.event] = tally.events.get(call.event, 0) + 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=20_000, help="per dialect and join")
+    parser.add_argument("--dialect", choices=sorted(DIALECTS), help="one of them; all without it")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rows = []
+    for name in [arguments.dialect] if arguments.dialect else DIALECTS:
+        for join in dialect_class(name).joins[:1]:
+            tally = fuzz(name, join, arguments.streams, arguments.seed)
+            rows.append({"dialect": name, "join": join, "seed": arguments.seed, **vars(tally)})
+            print(
+                f"{name:<14}{join:<12}{tally.streams:>10,} streams {tally.seconds:>8} s  {tally.outcomes}", flush=True
+            )
+    print(json.dumps({"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
