@@ -2,7 +2,7 @@
 
 1. `_generate_and_score_completions`: weights to the sampler, rollouts, rewards, one advantage per trajectory, rows.
 2. `_prepare_inputs`: micro-batches of whole groups, unshuffled, with equal row counts on all ranks.
-3. `_get_per_token_logps_and_entropies`: one forward over the packed trie instead of one padded row per call.
+3. `_get_per_token_logps_and_entropies`: one forward over the packed calls instead of one padded row per call.
 """
 
 import math
@@ -22,16 +22,17 @@ from trl import GRPOConfig, GRPOTrainer
 from apr_train.advantage import AdvantageRule, scope_advantages
 from apr_train.config import AlgorithmConfig
 from apr_train.credit import CallAdvantages, credit_calls, mean_over_calls, node_advantages
+from apr_train.dag_packing import TrajectoryCall, pack_calls
 from apr_train.guard import GapGate
 from apr_train.metrics import term_metrics, trajectory_metrics
-from apr_train.packing import pack
 from apr_train.rollouts import Rollouts
-from apr_train.rows import Rows, call_rows, pad_rows, split_groups
+from apr_train.rows import Rows, call_rows, pad_rows, split_groups, structured_calls
 from apr_train.tasks.base import Problem
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import full_weights
 from rewards.reward import Part, Reward
 from rewards.scored import Group, Scored
+from rollout.errors import UserError
 from rollout.orchestrator import mix
 
 OnRollouts = Callable[[int, list[Scored], list[float], list[float]], None]
@@ -66,6 +67,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
         self.algorithm, self.packed, self.on_rollouts = algorithm, packed, on_rollouts
         self.pad_id, self.group_size, self.micro_batches = _pad_id(tokenizer), *_sizes(args)
+        self.structured: list[TrajectoryCall] = []  # of this step; the rows' "call" says which
         super().__init__(
             model=model,
             reward_funcs=_scored_elsewhere,
@@ -96,7 +98,12 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         self._metrics["train"]["perf/tokens_per_s"].append(tokens / (sampled - synced))
         self.on_rollouts(step + 1, scored, rewards, advantages["root"])
         credited = self._credit(scored, advantages, rewards)
-        batch = call_rows([each.trajectory for each in scored], credited, self.group_size, self.pad_id)
+        trajectories = [each.trajectory for each in scored]
+        self.structured = structured_calls(trajectories)
+        if self.structured and not self.packed:
+            attention = self.structured[0].trajectory.attention
+            raise UserError(f"model.attention=sdpa cannot train {attention} rollouts: use model.attention=tree")
+        batch = call_rows(trajectories, credited, self.group_size, self.pad_id)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
     def _sample(self, numbers: list[int], step: int) -> tuple[list[Scored], int]:
@@ -252,22 +259,23 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         rows = [ids[real] for ids, real in zip(ids_BL, real_BL, strict=True)]
         contexts = real_BL[:, :-logits_to_keep].sum(1).tolist()
         trained = [b for b, row in enumerate(rows) if len(row) > contexts[b]]
+        calls = [None if call < 0 else self.structured[call] for call in self._scoring["call"].tolist()]
         # A rank whose rows are all inert still runs the forward that the other ranks' collectives wait for.
-        packed = [rows[b] for b in trained] or [np.array([self.pad_id] * 2)]
-        trie = pack(packed, [contexts[b] for b in trained] or [1])
-        where = torch.full((len(rows), logits_to_keep), trie.unique_tokens)  # one past the end: reads a zero
-        for row, b in zip(trie.where, trained, strict=False):
-            where[b, : len(row) - contexts[b] + 1] = row[contexts[b] - 1 :]
+        kept = [rows[b] for b in trained] or [np.array([self.pad_id] * 2)]
+        packed = pack_calls(kept, [contexts[b] for b in trained] or [1], [calls[b] for b in trained] or [None])
+        where = torch.full((len(rows), logits_to_keep), packed.unique_tokens)  # one past the end: reads a zero
+        for places, b in zip(packed.where, trained, strict=False):
+            where[b, : len(places)] = places
         device = input_ids.device
         with self.accelerator.autocast():
             outputs = model(
-                input_ids=trie.input_ids[None].to(device),
-                position_ids=trie.position_ids[None].to(device),
-                shift_labels=trie.shift_labels[None].to(device),
-                tree=plan_attention(trie, device),
+                input_ids=packed.input_ids[None].to(device),
+                position_ids=packed.position_ids[None].to(device),
+                shift_labels=packed.shift_labels[None].to(device),
+                tree=plan_attention(packed, device),
                 fused_lm_head=True,
             )
-        self._metrics["train"]["perf/packing_ratio"].append(trie.raw_tokens / trie.unique_tokens)
+        self._metrics["train"]["perf/packing_ratio"].append(packed.raw_tokens / packed.unique_tokens)
         where = where.to(device)
         return _scatter(outputs.log_probs[0], where), _scatter(outputs.entropy[0], where)
 

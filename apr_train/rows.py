@@ -1,16 +1,28 @@
 """Trajectories as the padded call rows that TRL's loss takes, split into micro-batches of whole groups."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from apr_train.credit import CallAdvantages
+from apr_train.dag_packing import TrajectoryCall
 from rollout.trajectory import Trajectory
 
 Rows = dict[str, Tensor]
 """prompt_ids, prompt_mask (B, P) left-padded; completion_ids, completion_mask, old_per_token_logps (B, C) right-padded;
-advantages (B,); group (B,), the index of each row's prompt group. Row = one call; every sampled token is in one row."""
+advantages (B,); group (B,), the index of each row's prompt group; call (B,), the index into `structured_calls` of a row
+whose context is no flat sequence, else -1. Row = one call; every sampled token is in one row."""
+
+
+def structured_calls(trajectories: Sequence[Trajectory]) -> list[TrajectoryCall]:
+    """All calls of all trajectories that are not causal, in order: their ids alone do not say what they saw."""
+    return [
+        TrajectoryCall(trajectory, index)
+        for trajectory in trajectories
+        if trajectory.attention != "causal"
+        for index in range(len(trajectory.calls))
+    ]
 
 
 def call_rows(trajectories: Sequence[Trajectory], advantages: CallAdvantages, group_size: int, pad_id: int) -> Rows:
@@ -20,9 +32,11 @@ def call_rows(trajectories: Sequence[Trajectory], advantages: CallAdvantages, gr
     loss is that of the policy that sampled.
     """
     rows = [
-        (context, sampled, logprobs, advantage, index // group_size)
-        for index, (trajectory, credited) in enumerate(zip(trajectories, advantages, strict=True))
-        for (context, sampled, logprobs), advantage in zip(trajectory.rows(), credited, strict=True)
+        (context, sampled, logprobs, advantage, index // group_size, number)
+        for index, (trajectory, credited, numbers) in enumerate(
+            zip(trajectories, advantages, _numbers(trajectories), strict=True)
+        )
+        for (context, sampled, logprobs), advantage, number in zip(trajectory.rows(), credited, numbers, strict=True)
         if advantage is not None
     ]
     longest_context = max((len(row[0]) for row in rows), default=1)
@@ -35,14 +49,27 @@ def call_rows(trajectories: Sequence[Trajectory], advantages: CallAdvantages, gr
         "old_per_token_logps": torch.zeros(len(rows), longest_sampled),
         "advantages": torch.tensor([row[3] for row in rows], dtype=torch.float32),
         "group": torch.tensor([row[4] for row in rows], dtype=torch.long),
+        "call": torch.tensor([row[5] for row in rows], dtype=torch.long),
     }
-    for b, (context, sampled, logprobs, _, _) in enumerate(rows):
+    for b, (context, sampled, logprobs, *_) in enumerate(rows):
         batch["prompt_ids"][b, longest_context - len(context) :] = torch.tensor(context)
         batch["prompt_mask"][b, longest_context - len(context) :] = 1
         batch["completion_ids"][b, : len(sampled)] = torch.tensor(sampled)
         batch["completion_mask"][b, : len(sampled)] = 1
         batch["old_per_token_logps"][b, : len(sampled)] = torch.tensor(logprobs)
     return batch
+
+
+def _numbers(trajectories: Sequence[Trajectory]) -> Iterator[list[int]]:
+    """Of each trajectory, where each of its calls stands in `structured_calls`; -1 for causal ones."""
+    first = 0
+    for trajectory in trajectories:
+        calls = len(trajectory.calls)
+        if trajectory.attention == "causal":
+            yield [-1] * calls
+        else:
+            yield list(range(first, first + calls))
+            first += calls
 
 
 def split_groups(batch: Rows, parts: int) -> list[Rows]:
@@ -81,4 +108,5 @@ def pad_rows(batch: Rows, count: int) -> Rows:
     padded = {key: torch.cat([value, value.new_zeros(missing, *value.shape[1:])]) for key, value in batch.items()}
     if missing:
         padded["prompt_mask"][-missing:, -1] = 1
+        padded["call"][-missing:] = -1
     return padded

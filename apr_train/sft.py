@@ -1,4 +1,4 @@
-"""Warm start: TRL's SFTTrainer on demonstrations, recorded as the calls a sampler would make, packed as tries."""
+"""Warm start: TRL's SFTTrainer on demonstrations, recorded as the calls a sampler would make, packed in one row."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ from trl import SFTTrainer
 
 from apr_train.arguments import common_arguments
 from apr_train.config import Config
-from apr_train.packing import pack
+from apr_train.dag_packing import TrajectoryCall, pack_calls
 from apr_train.tasks.base import Form, Problem, Task, TaskError
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import save_model
@@ -55,7 +55,8 @@ def demonstration_rows(
     checked_share: float = 0.0,
     seed: int,
 ) -> Dataset:
-    """One example per problem: `rows` (its calls, context + sampled) and `contexts` (how much of each is context).
+    """One example per problem: `rows` (its calls, context + sampled) and `contexts` (how much of each is context);
+    `trajectory` is its JSON line where flat contexts do not say what the calls saw, and empty where they do.
 
     A problem of one part, or of unknown parts, is shown sequentially; the others in parallel with chance
     `parallel_share`; any problem in the checked form with chance `checked_share`. Drawn from (seed, problem) alone.
@@ -63,15 +64,17 @@ def demonstration_rows(
     """
     if checked_share and "checked" not in task.forms:
         raise TaskError(f"sft.checked_share={checked_share}: task {task.name} has no checked form; arithmetic has")
-    rows, contexts = [], []
+    rows, contexts, lines = [], [], []
     for problem in problems:
         chance = random.Random(f"{seed}/{problem.id}").random()
         parallel = (problem.parts or 1) > 1 and chance < parallel_share
         form: Form = "parallel" if parallel else "checked" if chance >= 1.0 - checked_share else "sequential"
-        calls = list(record_demonstration(task, problem, form, dialect, tokens, budget, max_context).rows())
+        trajectory = record_demonstration(task, problem, form, dialect, tokens, budget, max_context)
+        lines.append("" if trajectory.attention == "causal" else trajectory.to_json())
+        calls = list(trajectory.rows())
         rows.append([[*context, *sampled] for context, sampled, _ in calls])
         contexts.append([len(context) for context, _, _ in calls])
-    return Dataset.from_dict({"rows": rows, "contexts": contexts})
+    return Dataset.from_dict({"rows": rows, "contexts": contexts, "trajectory": lines})
 
 
 def collate_tries(examples: list[dict[str, Any]], device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -79,17 +82,22 @@ def collate_tries(examples: list[dict[str, Any]], device: torch.device | str = "
 
     Each example is a tree of its own, so a token that two examples train counts twice, as it would unpacked.
     """
+    calls: list[TrajectoryCall | None] = []
+    for example in examples:
+        trajectory = Trajectory.from_json(example["trajectory"]) if example["trajectory"] else None
+        count = len(example["rows"])
+        calls += [TrajectoryCall(trajectory, index) for index in range(count)] if trajectory else [None] * count
     rows = [row for example in examples for row in example["rows"]]
     contexts = [context for example in examples for context in example["contexts"]]
     trees = [index for index, example in enumerate(examples) for _ in example["rows"]]
-    trie = pack(rows, contexts, trees)
-    labels = trie.shift_labels[None]
+    packed = pack_calls(rows, contexts, calls, trees)
+    labels = packed.shift_labels[None]
     return {
-        "input_ids": trie.input_ids[None],
-        "position_ids": trie.position_ids[None],
+        "input_ids": packed.input_ids[None],
+        "position_ids": packed.position_ids[None],
         "labels": labels,  # Trainer counts the batch's items only when this key is there; TRL reads the shifted ones
         "shift_labels": labels,
-        "tree": plan_attention(trie, device),
+        "tree": plan_attention(packed, device),
     }
 
 

@@ -1,7 +1,7 @@
-"""Exact attention over a packed trie, registered with transformers as `attn_implementation="tree"`."""
+"""Exact attention over a packed row, registered with transformers as `attn_implementation="tree"`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from apr_train.chains import Chain, chain_table, trie_chains
+from apr_train.dag_packing import PackedCalls
 from apr_train.packing import PackedTrie, Segments
 from rollout.errors import UserError
 
@@ -22,6 +24,9 @@ SMALL_AREA = 1 << 14
 """Largest queries x keys of a chain that joins a padded batch; a larger one is worth kernel calls of its own."""
 PADDING = 1.3
 """Largest ratio of padded to true queries x keys in a batch of small chains."""
+
+MOST_SPANS = 64
+"""Above so many spans one gather is cheaper than a slice for each."""
 
 Place = tuple[tuple[int, int], ...] | Tensor
 """Which packed positions: spans (one sequence of them all), or int64 indices (B, L)."""
@@ -31,28 +36,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 class TreeAttentionError(UserError, ValueError):
-    """A packed trie cannot be attended over as asked; the message names what to change."""
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Queries `start:end`, causal among themselves, which also see every position of the spans in `prefix`."""
-
-    start: int
-    end: int
-    prefix: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def queries(self) -> int:
-        return self.end - self.start
-
-    @property
-    def keys(self) -> int:
-        return self.queries + sum(end - start for start, end in self.prefix)
-
-    @property
-    def area(self) -> int:
-        return self.queries * self.keys
+    """A packed row cannot be attended over as asked; the message names what to change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +67,10 @@ class TreePlan:
     block_mask: BlockMask | None = None
 
 
-def plan_attention(trie: PackedTrie, device: torch.device | str = "cpu", small_area: int = SMALL_AREA) -> TreePlan:
-    """Plans attention over a packed trie for a model on `device`, which must be the one the model runs on.
+def plan_attention(
+    packed: PackedTrie | PackedCalls, device: torch.device | str = "cpu", small_area: int = SMALL_AREA
+) -> TreePlan:
+    """Plans attention over a packed row for a model on `device`, which must be the one the model runs on.
 
     Chains of more than `small_area` query-key pairs get kernel calls of their own, smaller ones go into padded batches.
 
@@ -95,36 +81,31 @@ def plan_attention(trie: PackedTrie, device: torch.device | str = "cpu", small_a
     >>> [(part.query, part.key, part.causal) for part in plan.parts]
     [(((0, 3),), ((0, 3),), True), (((3, 4),), ((3, 4),), True), (((3, 4),), ((0, 1),), False)]
     """
-    tokens = trie.unique_tokens
-    if torch.device(device).type == "cuda":
-        return TreePlan(tokens, block_mask=_block_mask(trie.segments, tokens, torch.device(device)))
-    chains = _chains(trie.segments)
-    large = [part for chain in chains if chain.area > small_area for part in _parts(chain)]
-    return TreePlan(tokens, (*large, *_batches([chain for chain in chains if chain.area <= small_area])))
-
-
-def _chains(segments: Segments) -> list[Chain]:
-    """One chain per leaf: each segment joined to the first child, which lies directly after it."""
-    chains: list[Chain] = []
-    chain_of: list[int] = []
-    ends = segments.end_S.tolist()
-    for start, end, parent in zip(segments.start_S.tolist(), ends, segments.parent_S.tolist(), strict=True):
-        if parent < 0:
-            chains.append(Chain(start, end))
-        elif start == ends[parent]:
-            trunk = chains.pop()
-            chains.append(Chain(trunk.start, end, trunk.prefix))
-        else:
-            above = chains[chain_of[parent]]
-            chains.append(Chain(start, end, (*above.prefix, (above.start, ends[parent]))))
-        chain_of.append(len(chains) - 1)
-    return chains
+    tokens, device = packed.unique_tokens, torch.device(device)
+    trie = packed if isinstance(packed, PackedTrie) else packed.trie
+    if trie is not None and device.type == "cuda":
+        return TreePlan(tokens, block_mask=_block_mask(trie.segments, tokens, device))
+    chains = packed.chains if isinstance(packed, PackedCalls) else trie_chains(packed.segments)
+    if device.type == "cuda":
+        return TreePlan(tokens, block_mask=_chain_mask(chains, tokens, device))
+    alone = [chain for chain in chains if chain.area > small_area or chain.steps is not None]
+    large = [part for chain in alone for part in _parts(chain)]
+    small = [chain for chain in chains if chain.area <= small_area and chain.steps is None]
+    return TreePlan(tokens, (*large, *_batches(small)))
 
 
 def _parts(chain: Chain) -> Iterator[Part]:
     own = ((chain.start, chain.end),)
-    yield Part(own, own, causal=True)
-    if chain.prefix:
+    if chain.steps is None:
+        yield Part(own, own, causal=True)
+    else:
+        step_Q = torch.tensor(chain.steps)
+        seen_QK = (step_Q < step_Q[:, None]) | torch.eye(len(step_Q), dtype=torch.bool)
+        yield Part(own, own, bias_B1QK=torch.zeros(1, 1, *seen_QK.shape).masked_fill_(~seen_QK, -torch.inf))
+    if len(chain.prefix) > MOST_SPANS:
+        key_K = np.concatenate([np.arange(*span) for span in chain.prefix])
+        yield Part(own, torch.from_numpy(key_K)[None], merge=True)
+    elif chain.prefix:
         yield Part(own, chain.prefix, merge=True)
 
 
@@ -170,6 +151,19 @@ def _block_mask(segments: Segments, tokens: int, device: torch.device) -> BlockM
 
     def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (i < exit_N[j])
+
+    return create_block_mask(sees, None, None, tokens, tokens, device=str(device), _compile=device.type == "cuda")
+
+
+def _chain_mask(chains: Sequence[Chain], tokens: int, device: torch.device) -> BlockMask:
+    """For flex_attention, of chains that need not form a trie; tested as `_block_mask` is."""
+    table = chain_table(chains, tokens)
+    arrays = (table.chain_N, table.atom_N, table.step_N, table.seen_CA)
+    chain_N, atom_N, step_N, seen_CA = (torch.from_numpy(array).to(device) for array in arrays)
+
+    def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        own = (chain_N[i] == chain_N[j]) & ((i == j) | (step_N[j] < step_N[i]))
+        return own | seen_CA[chain_N[i], atom_N[j]]
 
     return create_block_mask(sees, None, None, tokens, tokens, device=str(device), _compile=device.type == "cuda")
 
@@ -328,7 +322,7 @@ def _check_fits(query: Tensor, key: Tensor, tree: TreePlan) -> None:
             f"with {key.shape[2]} keys: pass the row it was made from, and use_cache=False"
         )
     if (query.device.type == "cuda") != (tree.block_mask is not None):
-        raise TreeAttentionError("the plan is for another device: call plan_attention(trie, device=model.device)")
+        raise TreeAttentionError("the plan is for another device: call plan_attention(packed, device=model.device)")
 
 
 AttentionInterface.register("tree", tree_attention)
