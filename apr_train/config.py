@@ -64,6 +64,17 @@ class DialectConfig:
 
 
 @dataclass
+class StrategyConfig:
+    """How the threads of a block are sampled."""
+
+    name: str = "fork_join"
+    """fork_join (each as the dialect's join says) | group_think (in lockstep, each sees the others' earlier tokens) |
+    hogwild (the same, over one shared cache in which every reader has its own positions; sampling only)"""
+    stride: int | None = None
+    """group_think: how many positions apart threads start; null keeps max_thread_tokens for each."""
+
+
+@dataclass
 class RewardConfig:
     """R = sum over terms of weight * schedule(step) * gate * clip(term); docs/rewards.md tells the story."""
 
@@ -134,8 +145,9 @@ class SftConfig:
 class RolloutConfig:
     """The sampler and its budgets. Budgets are in tokens of the response; null means no limit but the context."""
 
-    engine: str = "vllm"
-    """vllm (in this process) | vllm_http (a running server) | torch (in this process, stitched joins too)"""
+    engine: str = "auto"
+    """auto (vllm, or torch where vLLM cannot: stitched joins, threads that see each other) | vllm (in this process) |
+    vllm_http (a running server) | torch (plain transformers in this process)"""
     url: str | None = None
     """vllm_http only, e.g. http://127.0.0.1:8000/v1"""
     temperature: float = 1.0
@@ -197,6 +209,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     dialect: DialectConfig = field(default_factory=DialectConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     sft: SftConfig = field(default_factory=SftConfig)

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from apr_train.config import Config, ModelConfig, RewardConfig
+from apr_train.sampler import engine_of, join_of
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -102,7 +103,7 @@ def memory(config: Config, sizes: Sizes, ranks: int) -> Memory:
     width, stage = BYTES[config.model.dtype], config.deepspeed.stage
     weights = sizes.parameters * width
     adam = sizes.parameters * (2 * width if stage is None else 12)
-    here = config.rollout.engine == "vllm"
+    here = engine_of(config) != "vllm_http"
     return Memory(
         weights=weights / (ranks if stage == 3 else 1),
         gradients=weights / (ranks if stage in (2, 3) else 1),
@@ -139,11 +140,13 @@ def _work(config: Config, ranks: int) -> list[tuple[str, str]]:
     data, rollout, algorithm, sft = config.data, config.rollout, config.algorithm, config.sft
     trajectories = algorithm.prompts_per_step * algorithm.group_size
     zero = "no DeepSpeed" if config.deepspeed.stage is None else f"DeepSpeed ZeRO-{config.deepspeed.stage}"
-    engine = "vLLM in each process" if rollout.engine == "vllm" else f"vLLM at {rollout.url}"
+    engine = {"vllm": "vLLM in each process", "torch": "torch in each process"}.get(
+        engine_of(config), f"vLLM at {rollout.url}"
+    )
     most = trajectories * rollout.max_response_tokens
     return [
         ("data", f"{data.task}, {data.train_problems:,} problems, {config.eval.problems:,} held out"),
-        ("dialect", config.dialect.name),
+        ("dialect", f"{config.dialect.name}, {join_of(config)} join"),
         *_terms(config.reward),
         ("engine", engine),
         ("sampling", f"temperature {rollout.temperature:g}, at most {rollout.max_in_flight} calls at once"),
@@ -187,7 +190,7 @@ def _memory(config: Config, sizes: Sizes | None, ranks: int) -> list[tuple[str, 
         ("activations", need.activations, f", at most: {micro_batch_tokens(config, ranks):,} tokens at once"),
     ]
     lines = [("memory a rank", "(estimate)")]
-    if config.rollout.engine == "vllm":
+    if engine_of(config) != "vllm_http":
         tokens = int(need.kv_cache // sizes.kv_bytes(BYTES[config.model.dtype]))
         rows += [
             ("sampler weights", need.sampler_weights, ""),
@@ -195,7 +198,7 @@ def _memory(config: Config, sizes: Sizes | None, ranks: int) -> list[tuple[str, 
         ]
     lines += [(f"  {name}", f"{size / GIB:9.3f} GiB{note}") for name, size, note in rows]
     lines.append(("  together", f"{sum(size for _, size, _ in rows) / GIB:9.3f} GiB"))
-    if config.rollout.engine == "vllm":
+    if engine_of(config) != "vllm_http":
         share = config.rollout.gpu_memory_utilization
         lines.append(("  on a GPU", f"the sampler takes {share:.0%} of its memory, weights included"))
     return lines

@@ -23,7 +23,8 @@ from apr_train.guard import GapGate, SaveCallback
 from apr_train.logger import LogCallback, MetricsLog, quiet_libraries
 from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
-from apr_train.rollouts import Rollouts, Sampler, budget_of
+from apr_train.rollouts import Rollouts, budget_of
+from apr_train.sampler import make_sampler
 from apr_train.sft import demonstration_rows, train_sft
 from apr_train.stored import line_of
 from apr_train.tasks import make_task
@@ -110,41 +111,12 @@ def _parts(config: Config, world: PartialState, folder: Path) -> Iterator[Parts]
     with ExitStack() as ends:
         ends.callback(log.close)
         log.say(f"{config.name}: starting the sampler")
-        sampler = _sampler(config, folder / "start")
+        sampler = make_sampler(config, folder / "start")
         ends.callback(sampler.close)
         if isinstance(task.verifier, BatchVerifier):
             ends.callback(task.verifier.close)
         rollouts = Rollouts(sampler, dialect, tokens, task.verifier, budget_of(config.rollout))
         yield Parts(config, folder, world, task, rollouts, log, problems)
-
-
-def _sampler(config: Config, model: Path) -> Sampler:
-    """The engine named by the configuration. Imported here: a dry run and the tests of other rooms need no vLLM."""
-    rollout = config.rollout
-    if rollout.engine == "vllm_http":
-        from rollout.engines.vllm_http import VllmHttpEngine
-
-        return VllmHttpEngine(
-            str(rollout.url),
-            max_context=config.model.max_context,
-            weights_folder=model.parent,
-            max_in_flight=rollout.max_in_flight,
-            seed=config.seed,
-        )
-    if rollout.engine == "torch":
-        from rollout.engines.torch_engine import TorchEngine as Engine
-    else:
-        from rollout.engines.vllm_inprocess import VllmEngine as Engine
-    gpu = {} if rollout.engine == "torch" else {"gpu_memory_utilization": rollout.gpu_memory_utilization}
-    return Engine(
-        model,
-        dtype=config.model.dtype,
-        max_context=config.model.max_context,
-        max_in_flight=rollout.max_in_flight,
-        kv_cache_gib=rollout.kv_cache_gib,
-        seed=config.seed,
-        **gpu,
-    )
 
 
 def _load(parts: Parts, folder: Path, attention: str) -> PreTrainedModel:

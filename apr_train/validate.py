@@ -15,7 +15,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm.scale_rewards": ("none", "group", "batch"),
     "algorithm.credit": (*("broadcast", "root_only", "frozen_threads", "ratio_scaled", "node_local", "per_call_mean"),),
     "algorithm.lr_schedule": ("constant", "linear", "cosine"),
-    "rollout.engine": ("vllm", "vllm_http", "torch"),
+    "rollout.engine": ("auto", "vllm", "vllm_http", "torch"),
+    "strategy.name": ("fork_join", "group_think", "hogwild"),
     "logger.wandb": ("online", "offline", "disabled"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("tree", "sdpa"),
@@ -174,7 +175,7 @@ def _check_dialect(config: Config) -> None:
     if join == "stitched":
         others = [other for other in cls.joins if other != join]
         _need(
-            config.rollout.engine == "torch",
+            config.rollout.engine in ("auto", "torch"),
             f"rollout.engine={config.rollout.engine} cannot sample a stitched join, which hides threads from each "
             f"other: use rollout=torch, or dialect.join={others[0]}",
         )

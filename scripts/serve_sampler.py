@@ -37,7 +37,8 @@ def main() -> int:
 def command_of(config: Config, port: int) -> list[str]:
     """Writes the folder that training would start from, and names the command that serves it."""
     start = Path(config.output_dir) / "start"
-    prepare_model_folder(config.model, dialect_class(config.dialect.name).tags(config.dialect.options), start, config.seed)
+    tags = dialect_class(config.dialect.name).tags(config.dialect.options)
+    prepare_model_folder(config.model, tags, start, config.seed)
     return server_command(
         start,
         max_context=config.model.max_context,

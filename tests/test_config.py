@@ -87,7 +87,7 @@ def test_choices_are_the_names_that_exist() -> None:
     from apr_train.tasks import make_task
     from rollout.dialects import DIALECTS
 
-    assert set(CHOICES["dialect.name"]) == set(DIALECTS)
+    assert {file.stem for file in (CONFIGS / "dialect").glob("*.yaml")} == set(DIALECTS)
     for task in set(CHOICES["data.task"]) - {"jsonl"}:
         assert make_task(task, {}).name == task
     with pytest.raises(TaskError, match="there is no file"):
@@ -136,7 +136,7 @@ KNOWN_REWARDS = f"(known: {', '.join(sorted(file.stem for file in (CONFIGS / 're
         ("modle=tiny", "unknown key modle; did you mean model?"),
         ("experimnt=quickstart", "unknown key experimnt; did you mean experiment?"),
         ("data.options.part_max=4", "unknown key data.options.part_max; did you mean data.options.parts_max?"),
-        ("dialect.zzzzz=1", "unknown key dialect.zzzzz; dialect has name"),
+        ("dialect.zzzzz=1", "unknown key dialect.zzzzz; dialect has name, join, options"),
         ("reward=otcome", f"unknown option reward=otcome: did you mean reward=outcome? {KNOWN_REWARDS}"),
         ("reward=zzz", f"unknown option reward=zzz: {KNOWN_REWARDS}"),
         ("reward.terms.acceleration.rho=abc", "reward.terms.acceleration, option rho: 'abc' is not float"),

@@ -33,8 +33,6 @@ from rollout.search_trace import SearchRun
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
 
-_TAGS = ("<Calling Sub Searches>", "<End Calling Sub Searches>", "<Sub Searches>", "<End Sub Searches>")
-
 
 @dataclass(frozen=True, slots=True)
 class AprOptions:
@@ -54,12 +52,13 @@ class Apr:
     def tags(cls, options: Mapping[str, Any] = NO_SETTINGS) -> tuple[str, ...]:
         """What the tokenizer must know."""
         read_options("dialect apr", AprOptions, options, DialectError)
-        return _TAGS
+        return search_trace.TAGS
 
     def __init__(self, tokens: Tokens, join: Join | None = None, options: Mapping[str, Any] = NO_SETTINGS) -> None:
         self.tokens, self.eos, self.join_rule = tokens, tokens.eos, join or self.joins[0]
         self.surface = search_trace.SURFACES[read_options("dialect apr", AprOptions, options, DialectError).surface]
-        self.calling, self.end_calling, self.subs, self.end_subs = map(tokens.tag, _TAGS)
+        self.calling, self.end_calling, self.subs, self.end_subs = map(tokens.tag, search_trace.TAGS)
+        self.newline = tokens.text("\n")
 
     def begin(self) -> Fork | None:
         return None
@@ -87,15 +86,14 @@ class Apr:
         return Reading("fork", Fork(children, drops=len(turn.ids) - begin))
 
     def join(self, fork: Fork, results: Sequence[Result], thread: Name) -> Ids:
-        """Node names from the children's own prompts; a path as the ids that the child wrote, never read anew."""
         parts: list[int] = [self.subs]
-        for line, end, result in zip(*self._lines(fork), results, strict=True):
+        for failed, reached, result in zip(*self._lines(fork), results, strict=True):
             path = self._path(result)
-            parts += line if path is None else (*end, *path)
-        return (*parts, *self.tokens.text("\n"), self.end_subs, *self.tokens.text("\n"))
+            parts += failed if path is None else (*reached, *path)
+        return (*parts, *self.newline, self.end_subs, *self.newline)
 
     def _lines(self, fork: Fork) -> tuple[list[Ids], list[Ids]]:
-        """Of each child, what says that it found nothing and that it found a path."""
+        """Of each child, what says that it found nothing, and that it found a path; the node is its own prompt's."""
         nodes = [search_trace.node_of(self.tokens.decode(child.header), self.surface) for child in fork.children]
         failed, reached = (
             [self.tokens.text(search_trace.render_return(i, node, found, self.surface)) for i, node in enumerate(nodes)]
@@ -104,19 +102,16 @@ class Apr:
         return failed, reached
 
     def _path(self, result: Result) -> Ids | None:
-        """The restated optimal path at the end of a child's search: the ids that spell it."""
-        ids = result.ids[:-1] if result.closed else ()
-        text = search_trace.child_return(self.tokens.decode(ids), self.surface)
-        if text is None:
-            return None
-        tail = self.tokens.text(text)
-        special = {self.eos, self.calling, self.end_calling, self.subs, self.end_subs}
-        return None if len(tail) > len(ids) or special.intersection(tail) else tail
+        """The optimal path that a child restated at its end; None when it did not. A spelling that takes more tokens
+        than the child wrote cannot be one: the budget holds no more for it."""
+        text = search_trace.child_return(self.tokens.decode(result.ids[:-1]), self.surface) if result.closed else None
+        ids = () if text is None else self.tokens.text(text)
+        return None if text is None or len(ids) > len(result.ids) else ids
 
     def join_tokens(self, fork: Fork, thread: Name) -> int:
         failed, reached = self._lines(fork)
         frames = sum(max(len(no), len(yes)) for no, yes in zip(failed, reached, strict=True))
-        return 2 + 2 * len(self.tokens.text("\n")) + frames
+        return 2 + 2 * len(self.newline) + frames
 
     def force_answer(self, response: Ids) -> Ids:
         raise DialectError("a search trace that was cut off has no answer to force")
@@ -138,10 +133,9 @@ class Apr:
             raise DialectError("dialect apr writes search traces only: use data=countdown_search")
         text, script = self.tokens.text, Script()
         turns: list[Ids] = []
-        for before, nodes, children in zip(
-            demonstration.turns, demonstration.spawns, demonstration.children, strict=False
-        ):
+        run = demonstration
+        for before, nodes, children in zip(run.turns, run.spawns, run.children, strict=False):
             block = search_trace.render_spawn(nodes, self.surface)
             script |= {(len(turns), k): [(*text(child), self.eos)] for k, child in enumerate(children, 1)}
             turns.append((*text(before), self.calling, *text(block), self.end_calling))
-        return script | {(): [*turns, (*text(demonstration.turns[-1]), self.eos)]}
+        return script | {(): [*turns, (*text(run.turns[-1]), self.eos)]}

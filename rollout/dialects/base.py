@@ -99,7 +99,7 @@ class Dialect(Protocol):
 
     @property
     def closing(self) -> int | None:
-        """The most ids that `force_answer` writes; None: there is no answer to be had from a search that did not end."""
+        """The most ids that `force_answer` writes; None where a response that did not end has no answer to force."""
         ...
 
     def begin(self) -> Fork | None:

@@ -221,8 +221,8 @@ class Tagged(Reasoning):
         for call in trajectory.calls:
             sampled = trajectory.segments[call.sampled]
             name, tags = sampled.thread, [token for token in sampled.ids if token in self._tag_ids]
-            if name and (self.think in tags or self.end_think in tags):
-                return "a thread holds a tag of the reasoning"
+            if name and {self.think, self.end_think}.intersection(tags):
+                return "a thread holds a tag, or did not close itself"
             first = owed.get(name, ())
             own = [token for token in tags if token not in (self.think, self.end_think)]
             if tuple(own[: len(first)]) != first:
