@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 from rewards.verdict import Verifier
 from rollout.demonstration import Demonstration
 from rollout.errors import UserError
+from rollout.search_trace import SearchRun
 
 Split = Literal["train", "heldout"]
 Form = Literal["sequential", "parallel", "checked"]
@@ -41,6 +42,7 @@ class Task(Protocol):
         """`count` problems of a split, seeded."""
         ...
 
-    def demonstration(self, problem: Problem, form: Form) -> Demonstration:
-        """A correct solution in one form; a problem of one part has a sequential form only (TaskError)."""
+    def demonstration(self, problem: Problem, form: Form) -> Demonstration | SearchRun:
+        """A correct solution in one form; a problem of one part has a sequential form only (TaskError). A task of
+        search traces shows a search, which may fail."""
         ...

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, islice
+from random import Random
 
 from apr_train.tasks.base import Form, Problem, Split, TaskError
 from apr_train.tasks.split import MAX_DRAWS, draw, generator, split_of
@@ -13,23 +14,32 @@ from rollout.demonstration import Block, Demonstration
 
 
 @dataclass(frozen=True, slots=True)
-class CountdownOptions:
-    """The first four are APR's instances (4 numbers of 1..99, target 10..100); the last two shape demonstrations."""
+class Instances:
+    """Which problems there are: APR's are 4 numbers of 1..99 and a target of 10..100."""
 
     numbers: int = 4
     number_max: int = 99
     target_min: int = 10
     target_max: int = 100
-    width: int = 4
-    """First moves a demonstration explores: the threads of its parallel form."""
-    breadth: int = 3
-    """Moves it explores below each of them, per step."""
 
     def __post_init__(self) -> None:
         if not 3 <= self.numbers <= 5:
             raise TaskError(f"task countdown takes 3 to 5 numbers (the solver is exhaustive), got {self.numbers}")
         if self.number_max < 1 or not 1 <= self.target_min <= self.target_max:
             raise TaskError(f"task countdown needs number_max >= 1 and 1 <= target_min <= target_max, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class CountdownOptions(Instances):
+    """Instances, and the shape of demonstrations."""
+
+    width: int = 4
+    """First moves a demonstration explores: the threads of its parallel form."""
+    breadth: int = 3
+    """Moves it explores below each of them, per step."""
+
+    def __post_init__(self) -> None:
+        Instances.__post_init__(self)
         if not 2 <= self.width <= 6 or self.breadth < 1:
             raise TaskError(f"task countdown needs 2 <= width <= 6 and breadth >= 1, got {self}")
 
@@ -166,26 +176,12 @@ class Countdown:
         self.options = options
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        """See Task. The target is drawn first, then the numbers again and again until they can make it."""
-        options = self.options
-        random = generator(self.name, split, count, seed)
-
-        def numbers() -> tuple[int, ...]:
-            return tuple(random.randint(1, options.number_max) for _ in range(options.numbers))
-
+        """See Task."""
         found: list[Problem] = []
-        for index in range(count):
-            target = random.randint(options.target_min, options.target_max)
-            for _ in range(MAX_DRAWS):
-                drawn = draw(numbers, lambda drawn, target=target: _side(drawn, target), split)
-                if solvable(given(drawn), target):
-                    break
-            else:
-                raise TaskError(f"task countdown: {MAX_DRAWS} draws cannot make {target}; widen number_max or numbers")
+        for index, (target, drawn) in enumerate(islice(instances(self.options, split, count, seed), count)):
             prompt = f"Make {target} from {', '.join(map(str, drawn))}."
-            answer = f"{target} from {' '.join(map(str, drawn))}"
-            name = f"{self.name}-{split}-{seed}-{index}"
-            found.append(Problem(name, prompt, answer, len(promising(given(drawn), target, options.width))))
+            parts = len(promising(given(drawn), target, self.options.width))
+            found.append(Problem(f"{self.name}-{split}-{seed}-{index}", prompt, reference(target, drawn), parts))
         return found
 
     def demonstration(self, problem: Problem, form: Form) -> Demonstration:
@@ -211,5 +207,37 @@ class Countdown:
         return Demonstration((block, f"Thread {number} reaches {target}.\n"), answer)
 
 
-def _side(numbers: tuple[int, ...], target: int) -> Split:
+def reference(target: int, numbers: tuple[int, ...]) -> str:
+    """What the verifiers compare with.
+
+    >>> reference(62, (53, 22, 4, 2))
+    '62 from 53 22 4 2'
+    """
+    return f"{target} from {' '.join(map(str, numbers))}"
+
+
+def instances(options: Instances, split: Split, count: int, seed: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The first `count` solvable (target, numbers) of a split, and as many more as are asked for."""
+    return _instances(options, split, generator("countdown", split, count, seed))
+
+
+def _instances(options: Instances, split: Split, random: Random) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The target is drawn first, then the numbers again and again until they can make it."""
+
+    def numbers() -> tuple[int, ...]:
+        return tuple(random.randint(1, options.number_max) for _ in range(options.numbers))
+
+    while True:
+        target = random.randint(options.target_min, options.target_max)
+        for _ in range(MAX_DRAWS):
+            drawn = draw(numbers, lambda drawn, target=target: side(drawn, target), split)
+            if solvable(given(drawn), target):
+                break
+        else:
+            raise TaskError(f"task countdown: {MAX_DRAWS} draws cannot make {target}; widen number_max or numbers")
+        yield target, drawn
+
+
+def side(numbers: tuple[int, ...], target: int) -> Split:
+    """The order of the numbers does not move an instance to the other split."""
     return split_of(f"countdown {sorted(numbers)} {target}")
