@@ -1,16 +1,36 @@
-"""What every vLLM engine does around a call: check it, seed it, run many together."""
+"""What the engines share around a call: check it, seed it, run many together, count."""
 
 import asyncio
 import random
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rollout.engine import EngineError, Sampling
 
 Result = TypeVar("Result")
 
+# How many turns of the event loop without a new request mean that every caller who could go on has done so:
+# the hops from a finished call over the gather of its siblings to the next call.
+_QUIET_TURNS = 8
 
-def check_call(prompt_ids: list[int], sampling: Sampling, max_context: int) -> None:
+
+@dataclass(slots=True)
+class EngineStats:
+    """What the engine did since it was built (or since the caller put in a fresh one)."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    """Wall time inside the engine's step."""
+    sampled_tokens: int = 0
+    prompt_tokens: int = 0
+    """Asked for; `prefilled_tokens` of them were computed."""
+    prefilled_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were held already; `cached_tokens / prompt_tokens` is the hit rate."""
+
+
+def check_call(prompt_ids: Sequence[int], sampling: Sampling, max_context: int) -> None:
     """Raises EngineError for a call that asks for nothing, or for more than the context holds."""
     if not prompt_ids or sampling.max_tokens < 1:
         raise EngineError(f"nothing to sample: {len(prompt_ids)} prompt tokens, max_tokens={sampling.max_tokens}")
@@ -49,6 +69,14 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Re
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def settle(calls: Callable[[], int]) -> None:
+    """Lets every caller that can go on do so; `calls` counts the requests that have come."""
+    quiet, seen = 0, calls()
+    while quiet < _QUIET_TURNS:
+        await asyncio.sleep(0)
+        quiet, seen = (quiet + 1, seen) if calls() == seen else (0, calls())
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,6 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -31,27 +30,11 @@ from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
 
 from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids  # noqa: E402
 from rollout.engines import vllm_cpu  # noqa: E402
-from rollout.engines.calls import Seeds, check_call, first_line, together  # noqa: E402
+from rollout.engines.calls import EngineStats, Seeds, check_call, first_line, settle, together  # noqa: E402
 
 Result = TypeVar("Result")
 
-# How many turns of the event loop without a new request mean that every caller who could go on has done so:
-# the hops from a finished call over the gather of its siblings to the next call.
-_QUIET_TURNS = 8
 _GIB = 1 << 30
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """What the engine did since it was built (or since the caller put in a fresh one)."""
-
-    steps: int = 0
-    step_seconds: float = 0.0
-    """Wall time inside vLLM's step."""
-    sampled_tokens: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache; `cached_tokens / prompt_tokens` is the hit rate."""
 
 
 class VllmEngine:
@@ -209,7 +192,7 @@ class VllmEngine:
     async def _drive(self) -> None:
         """Lets callers go on until none can, decodes one token for every call in flight, hands out what is finished."""
         while self._waiting:
-            await self._settle()
+            await settle(lambda: self._calls)
             try:
                 outputs = self._step()
             except Exception as error:
@@ -219,12 +202,6 @@ class VllmEngine:
                 return
             for name, completion in outputs:
                 self._waiting.pop(name).set_result(completion)
-
-    async def _settle(self) -> None:
-        quiet, seen = 0, self._calls
-        while quiet < _QUIET_TURNS:
-            await asyncio.sleep(0)
-            quiet, seen = (quiet + 1, seen) if self._calls == seen else (0, self._calls)
 
     def _step(self) -> list[tuple[str, Completion]]:
         start = time.perf_counter()
@@ -236,6 +213,7 @@ class VllmEngine:
             self.stats.sampled_tokens += len(completion.ids)
             self.stats.prompt_tokens += len(output.prompt_token_ids or ())
             self.stats.cached_tokens += output.num_cached_tokens or 0
+        self.stats.prefilled_tokens = self.stats.prompt_tokens - self.stats.cached_tokens
         return finished
 
 
