@@ -2,18 +2,18 @@
 
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from apr_train.config import RolloutConfig
+from apr_train.config import RolloutConfig, StrategyConfig
 from apr_train.tasks.base import Problem
 from rewards.scored import Scored
 from rewards.verdict import BatchVerifier, Verdict, Verifier
 from rollout.critical_path import measure
 from rollout.dialects.base import Dialect
 from rollout.engine import Engine
-from rollout.orchestrator import Budget, mix, run_trajectory
+from rollout.orchestrator import FORK_JOIN, Budget, Strategy, mix, run_trajectory
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
 
@@ -49,6 +49,7 @@ class Rollouts:
     tokens: Tokens
     verifier: Verifier
     budget: Budget
+    strategy: Strategy = FORK_JOIN
 
     def collect(self, problems: Sequence[Problem], *, temperature: float, seed: int, first: int = 0) -> list[Scored]:
         """Samples one trajectory per problem (repeat a problem for a group) and scores it. Raises EngineError.
@@ -66,6 +67,7 @@ class Rollouts:
                     temperature=temperature,
                     seed=mix(seed, first + index),
                     policy_version=self.sampler.policy_version,
+                    strategy=self.strategy,
                 )
                 for index, problem in enumerate(problems)
             ]
@@ -88,6 +90,11 @@ class Rollouts:
         for i, verdict in zip(finished, judged, strict=True):
             verdicts[i] = verdict
         return verdicts
+
+
+def strategy_of(config: StrategyConfig) -> Strategy:
+    """How threads are sampled, from the configuration."""
+    return Strategy(cast(Any, config.name), config.stride)
 
 
 def budget_of(config: RolloutConfig) -> Budget:

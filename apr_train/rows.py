@@ -1,6 +1,7 @@
 """Trajectories as the padded call rows that TRL's loss takes, split into micro-batches of whole groups."""
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -16,12 +17,12 @@ whose context is no flat sequence, else -1. Row = one call; every sampled token 
 
 
 def structured_calls(trajectories: Sequence[Trajectory]) -> list[TrajectoryCall]:
-    """All calls of all trajectories that are not causal, in order: their ids alone do not say what they saw."""
+    """The calls whose ids alone do not say what they saw, in order."""
     return [
         TrajectoryCall(trajectory, index)
         for trajectory in trajectories
-        if trajectory.attention != "causal"
-        for index in range(len(trajectory.calls))
+        for index, call in enumerate(trajectory.calls)
+        if not trajectory.is_flat(call)
     ]
 
 
@@ -61,15 +62,10 @@ def call_rows(trajectories: Sequence[Trajectory], advantages: CallAdvantages, gr
 
 
 def _numbers(trajectories: Sequence[Trajectory]) -> Iterator[list[int]]:
-    """Of each trajectory, where each of its calls stands in `structured_calls`; -1 for causal ones."""
-    first = 0
+    """Of each trajectory, where each of its calls stands in `structured_calls`; -1 for flat ones."""
+    place = count()
     for trajectory in trajectories:
-        calls = len(trajectory.calls)
-        if trajectory.attention == "causal":
-            yield [-1] * calls
-        else:
-            yield list(range(first, first + calls))
-            first += calls
+        yield [-1 if trajectory.is_flat(call) else next(place) for call in trajectory.calls]
 
 
 def split_groups(batch: Rows, parts: int) -> list[Rows]:

@@ -23,7 +23,7 @@ from apr_train.guard import GapGate, SaveCallback
 from apr_train.logger import LogCallback, MetricsLog, quiet_libraries
 from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
-from apr_train.rollouts import Rollouts, budget_of
+from apr_train.rollouts import Rollouts, budget_of, strategy_of
 from apr_train.sampler import make_sampler
 from apr_train.sft import demonstration_rows, train_sft
 from apr_train.stored import line_of
@@ -115,7 +115,8 @@ def _parts(config: Config, world: PartialState, folder: Path) -> Iterator[Parts]
         ends.callback(sampler.close)
         if isinstance(task.verifier, BatchVerifier):
             ends.callback(task.verifier.close)
-        rollouts = Rollouts(sampler, dialect, tokens, task.verifier, budget_of(config.rollout))
+        budget, strategy = budget_of(config.rollout), strategy_of(config.strategy)
+        rollouts = Rollouts(sampler, dialect, tokens, task.verifier, budget, strategy)
         yield Parts(config, folder, world, task, rollouts, log, problems)
 
 
@@ -133,6 +134,7 @@ def _sft(parts: Parts, start: Path) -> None:
         parts.tokens,
         rollouts.budget,
         config.model.max_context,
+        strategy=rollouts.strategy,
         parallel_share=config.sft.parallel_share,
         checked_share=config.sft.checked_share,
         seed=config.seed,

@@ -22,18 +22,25 @@ from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import save_model
 from rollout.dialects.base import Dialect
 from rollout.engines.replay import ReplayEngine
-from rollout.orchestrator import Budget, run_trajectory
+from rollout.orchestrator import FORK_JOIN, Budget, Strategy, run_trajectory
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
 
 
 def record_demonstration(
-    task: Task, problem: Problem, form: Form, dialect: Dialect, tokens: Tokens, budget: Budget, max_context: int
+    task: Task,
+    problem: Problem,
+    form: Form,
+    dialect: Dialect,
+    tokens: Tokens,
+    budget: Budget,
+    max_context: int,
+    strategy: Strategy = FORK_JOIN,
 ) -> Trajectory:
     """The trajectory of a policy that writes this demonstration. Raises TaskError when it breaks budget or grammar."""
     engine = ReplayEngine(dialect.write(task.demonstration(problem, form)), max_context)
     prompt = tokens.prompt(problem.prompt)
-    trajectory = asyncio.run(run_trajectory(engine, dialect, problem.id, prompt, budget))
+    trajectory = asyncio.run(run_trajectory(engine, dialect, problem.id, prompt, budget, strategy=strategy))
     flaw = dialect.check(trajectory)
     if trajectory.outcome != "answered" or flaw:
         raise TaskError(
@@ -54,6 +61,7 @@ def demonstration_rows(
     parallel_share: float,
     checked_share: float = 0.0,
     seed: int,
+    strategy: Strategy = FORK_JOIN,
 ) -> Dataset:
     """One example per problem: `rows` (its calls, context + sampled) and `contexts` (how much of each is context);
     `trajectory` is its JSON line where flat contexts do not say what the calls saw, and empty where they do.
@@ -69,7 +77,7 @@ def demonstration_rows(
         chance = random.Random(f"{seed}/{problem.id}").random()
         parallel = (problem.parts or 1) > 1 and chance < parallel_share
         form: Form = "parallel" if parallel else "checked" if chance >= 1.0 - checked_share else "sequential"
-        trajectory = record_demonstration(task, problem, form, dialect, tokens, budget, max_context)
+        trajectory = record_demonstration(task, problem, form, dialect, tokens, budget, max_context, strategy)
         lines.append("" if trajectory.attention == "causal" else trajectory.to_json())
         calls = list(trajectory.rows())
         rows.append([[*context, *sampled] for context, sampled, _ in calls])
@@ -85,8 +93,13 @@ def collate_tries(examples: list[dict[str, Any]], device: torch.device | str = "
     calls: list[TrajectoryCall | None] = []
     for example in examples:
         trajectory = Trajectory.from_json(example["trajectory"]) if example["trajectory"] else None
-        count = len(example["rows"])
-        calls += [TrajectoryCall(trajectory, index) for index in range(count)] if trajectory else [None] * count
+        if trajectory is None:
+            calls += [None] * len(example["rows"])
+            continue
+        calls += [
+            None if trajectory.is_flat(call) else TrajectoryCall(trajectory, index)
+            for index, call in enumerate(trajectory.calls)
+        ]
     rows = [row for example in examples for row in example["rows"]]
     contexts = [context for example in examples for context in example["contexts"]]
     trees = [index for index, example in enumerate(examples) for _ in example["rows"]]

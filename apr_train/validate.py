@@ -170,6 +170,7 @@ def _check_dialect(config: Config) -> None:
         cls.tags(dialect.options)
     except DialectError as error:
         raise ConfigError(f"dialect.name={dialect.name}: {error}") from error
+    _check_strategy(config)
     join = dialect.join or cls.joins[0]
     _one_of("dialect.join", join, cls.joins)
     if join == "stitched":
@@ -183,6 +184,30 @@ def _check_dialect(config: Config) -> None:
             config.model.attention == "tree",
             f"model.attention={config.model.attention} reads flat rows, not a stitched join: use model.attention=tree",
         )
+
+
+def _check_strategy(config: Config) -> None:
+    strategy, engine = config.strategy, config.rollout.engine
+    if strategy.name == "fork_join":
+        return
+    _need(
+        config.dialect.name == "parathinker" and config.dialect.join in (None, "transcript"),
+        f"strategy={strategy.name} runs all threads from the prompt on, as dialect=parathinker has them with "
+        f"dialect.join=transcript; {config.dialect.name} forks elsewhere",
+    )
+    _need(
+        engine in ("auto", "torch"),
+        f"rollout.engine={engine} cannot show threads to each other while they are sampled: use rollout=torch",
+    )
+    _need(
+        config.model.attention == "tree",
+        f"model.attention={config.model.attention} reads flat rows, not strategy={strategy.name}: use tree",
+    )
+    _need(
+        strategy.name != "hogwild" or not (config.algorithm.steps or config.sft.steps),
+        "strategy=hogwild samples only, its positions differ from reader to reader: set algorithm.steps=0 and "
+        "sft.steps=0, or train with strategy=group_think",
+    )
 
 
 def _check_scratch(model: ModelConfig) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from rollout.errors import UserError
 from rollout.view import View
@@ -63,6 +63,29 @@ class Engine(Protocol):
         """Samples one continuation. `thread` names the caller for logs and scripted engines; samplers ignore it.
 
         Raises EngineError when the request cannot be served.
+        """
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """An engine whose threads can see each other while they are sampled."""
+
+    async def complete_together(
+        self,
+        prompt: Prompt,
+        headers: Sequence[tuple[int, ...]],
+        samplings: Sequence[Sampling],
+        *,
+        stride: int,
+        mode: Literal["group_think", "hogwild"],
+        threads: Sequence[tuple[int, ...]] = (),
+    ) -> list[Completion]:
+        """Samples one continuation of each header after the prompt, in lockstep: a token sees the prompt, its own
+        thread, the others' headers and the tokens that they sampled in strictly earlier steps.
+
+        group_think: header n starts at position `end of the prompt + n * stride`. hogwild: a reader sees the prompt,
+        the other threads and then its own, at positions that run on. `threads` names them as in `complete`.
         """
         ...
 

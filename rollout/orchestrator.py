@@ -1,34 +1,15 @@
 """Runs one trajectory: a dialect's state machine over an engine, within budgets, every end named."""
 
-import asyncio
-from dataclasses import dataclass
-from hashlib import blake2b
+from rollout.dialects.base import Dialect
+from rollout.engine import Engine, EngineError
+from rollout.recording import NO_LIMIT, Budget, Recording, Strategy
+from rollout.seeds import mix
+from rollout.thread import Thread
+from rollout.trajectory import Outcome, Trajectory
 
-from rollout.dialects.base import Child, Dialect, Fork, Reading, Result, Turn
-from rollout.engine import Completion, Engine, EngineError, Race, Sampling
-from rollout.trajectory import Attention, Call, Event, Origin, Outcome, Segment, Trajectory, look
+__all__ = ["FORK_JOIN", "Budget", "Strategy", "mix", "run_trajectory"]
 
-NO_LIMIT = 1 << 60
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits of one trajectory, in response tokens (sampled and forced). None: no limit but the engine's context.
-
-    `answer` tokens are kept back so that a root out of budget can still close its reasoning and answer. Siblings share
-    what is left in equal parts, so a trajectory does not depend on which thread the engine serves first. `threads` is
-    per block, `blocks` per thread, `thread` is what one thread may sample itself.
-
-    >>> Budget(response=768, answer=32, threads=8, blocks=16)
-    """
-
-    response: int
-    answer: int
-    threads: int
-    blocks: int
-    critical: int | None = None
-    thread: int | None = None
-    depth: int = 4
+FORK_JOIN = Strategy()
 
 
 async def run_trajectory(
@@ -41,354 +22,41 @@ async def run_trajectory(
     temperature: float = 1.0,
     seed: int | None = None,
     policy_version: int = 0,
+    strategy: Strategy = FORK_JOIN,
 ) -> Trajectory:
     """Samples one trajectory for a prompt. Raises EngineError when the engine cannot serve it.
 
     With a `seed`, each call draws from a stream of its own, named by (seed, thread, turn): what is sampled does not
     depend on which call the engine happens to serve first.
     """
-    run = _Run(engine, dialect, budget, temperature, seed)
-    outcome = await run.root(prompt_ids)
-    notes = dict(sorted(run.notes.items()))
+    run = Recording(engine, dialect, budget, temperature, seed, strategy)
+    outcome = await _root(run, prompt_ids)
     return Trajectory(
         *(problem_id, dialect.name, tuple(run.segments), tuple(run.calls), outcome, policy_version, run.attention),
-        notes=notes,
+        stride=run.stride,
+        notes=dict(sorted(run.notes.items())),
     )
 
 
-def mix(*numbers: int) -> int:
-    """A 64-bit seed from several numbers, the same on every machine; mix(1, 2) and mix(12) differ.
-
-    >>> mix(0, 1) != mix(1, 0)
-    True
-    """
-    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
-
-
-class _Run:
-    """What is recorded of one trajectory while it is being sampled."""
-
-    def __init__(self, engine: Engine, dialect: Dialect, budget: Budget, temperature: float, seed: int | None) -> None:
-        self.engine, self.dialect, self.budget, self.temperature = engine, dialect, budget, temperature
-        self.seed = seed
-        self.attention: Attention = "stitched" if dialect.join_rule == "stitched" else "causal"
-        self.segments: list[Segment] = []
-        self.finish: list[int] = []  # critical tokens up to the end of each segment
-        self.calls: list[Call] = []
-        self.notes: dict[str, int] = {}
-
-    async def root(self, prompt_ids: tuple[int, ...]) -> Outcome:
-        context = [self.add("prompt", prompt_ids, ())]
-        critical = NO_LIMIT if self.budget.critical is None else self.budget.critical
-        root = _Thread(self, (), context, left=self.budget.response, deadline=critical)
-        if root.room() <= root.reserve():
+async def _root(run: Recording, prompt_ids: tuple[int, ...]) -> Outcome:
+    context = [run.add("prompt", prompt_ids, ())]
+    critical = NO_LIMIT if run.budget.critical is None else run.budget.critical
+    root = Thread(run, (), context, left=run.budget.response, deadline=critical)
+    if root.room() <= root.reserve():
+        raise EngineError(
+            f"a prompt of {len(prompt_ids)} tokens leaves no room to reason and answer: raise model.max_context="
+            f"{run.engine.max_context} or the budgets in rollout, or drop the problem"
+        )
+    begin = run.dialect.begin()
+    if begin is not None:
+        if len(begin.children) > run.budget.threads:
             raise EngineError(
-                f"a prompt of {len(prompt_ids)} tokens leaves no room to reason and answer: raise model.max_context="
-                f"{self.engine.max_context} or the budgets in rollout, or drop the problem"
+                f"dialect {run.dialect.name} starts {len(begin.children)} threads, and rollout.max_threads is "
+                f"{run.budget.threads}: raise it, or lower the dialect's paths"
             )
-        begin = self.dialect.begin()
-        if begin is not None:
-            if len(begin.children) > self.budget.threads:
-                raise EngineError(
-                    f"dialect {self.dialect.name} starts {len(begin.children)} threads, and rollout.max_threads is "
-                    f"{self.budget.threads}: raise it, or lower the dialect's paths"
-                )
-            if not await root.block(begin):
-                return await root.force_answer()
-        event = await root.run()
-        if event == "final":
-            return "answered"
-        return "malformed" if event == "malformed" else await root.force_answer()
-
-    def add(
-        self,
-        origin: Origin,
-        ids: tuple[int, ...],
-        parents: tuple[int, ...],
-        thread: tuple[int, ...] = (),
-        logprobs: tuple[float, ...] | None = None,
-    ) -> int:
-        own = 0 if origin == "prompt" else len(ids)
-        self.finish.append(own + max((self.finish[parent] for parent in parents), default=0))
-        self.segments.append(Segment(origin, ids, logprobs, parents, thread))
-        return len(self.segments) - 1
-
-    def note(self, what: str) -> None:
-        self.notes[what] = self.notes.get(what, 0) + 1
-
-
-@dataclass(slots=True)
-class _Open:
-    """A block whose parent went on at once."""
-
-    task: asyncio.Task[list["_Thread"]]
-    fork: Fork
-    held: int
-    """Tokens put aside for the threads and for the message about them."""
-    message: int
-    """How many of those may come into the parent's context."""
-
-
-class _Thread:
-    """One thread, the root included: what it sees, what it has written, and what it and all below it may still add."""
-
-    def __init__(self, run: _Run, name: tuple[int, ...], context: list[int], *, left: int, deadline: int) -> None:
-        self.all, self.name, self.context = run, name, context
-        self.last = context[-1]  # what this thread sampled last
-        self.left = left  # response tokens, those of nested threads included
-        self.deadline = deadline  # no token may end later than this on the critical path
-        self.own: list[int] = []
-        self.sampled: list[int] = []
-        self.spent = self.turns = self.blocks = 0
-        self.open: dict[int, _Open] = {}
-        self.event: Event = "truncated"
-
-    # -- the state machine -----------------------------------------------------------------------------------------
-
-    async def run(self) -> Event:
-        """Samples until the thread ends, forking and joining on the way."""
-        try:
-            self.event = await self._turns()
-            await self._settle()
-        finally:
-            for opened in self.open.values():
-                opened.task.cancel()
-        return self.event
-
-    async def _turns(self) -> Event:
-        while True:
-            reading = await self.sample(self.room() - self.reserve())
-            if reading.event == "fork" and reading.fork is not None:
-                refused = self._refused(reading.fork)
-                if refused:
-                    self.all.note(f"fork/{refused}")
-                    return "malformed"
-                self.blocks += 1
-                if not await self.block(reading.fork):
-                    return "truncated"
-            elif reading.event == "wait" and reading.label is not None:
-                if reading.label not in self.open:
-                    self.all.note("join/never forked")
-                    return "malformed"
-                await self._meet(reading.label)
-            else:
-                if reading.event == "malformed":
-                    self.all.note(f"fork/{reading.reason}")
-                return reading.event
-
-    def _refused(self, fork: Fork) -> str:
-        """Why the client does not run this fork; empty when it does. The model has no say in the limits."""
-        budget = self.all.budget
-        if len(fork.children) > budget.threads or self.blocks >= budget.blocks:
-            return "over budget"
-        if len(self.name) // 2 >= budget.depth:
-            return "too deep"
-        return "forked twice" if fork.label is not None and fork.label in self.open else ""
-
-    async def sample(self, most: int, race: Race | None = None) -> Reading:
-        """One call: samples after what the thread sees, records it, and says how the dialect reads its end."""
-        done = await self.ask(most, race)
-        return Reading("truncated") if done is None else self.record(done)
-
-    async def ask(self, most: int, race: Race | None = None) -> Completion | None:
-        """One completion, not yet recorded; None when not one token is left."""
-        run = self.all
-        if self.name and run.budget.thread is not None:
-            most = min(most, run.budget.thread - len(self.sampled))
-        if most < 1:
-            return None
-        seed = None if run.seed is None else mix(run.seed, *self.name, self.turns)
-        sampling = Sampling(most, run.dialect.stops(self.name), run.temperature, seed, race=race)
-        return await run.engine.complete(look(run.segments, self.context, run.attention), sampling, self.name)
-
-    def read(self, done: Completion) -> Reading:
-        """How the dialect understands a completion of this thread."""
-        prompt = self.all.segments[0].ids
-        return self.all.dialect.read(Turn(done.ids, done.finish, self.name, tuple(self.own), prompt))
-
-    def record(self, done: Completion, event: Event | None = None) -> Reading:
-        """Adds a call, as two where later contexts keep only its first part; `event`: the dialect is not asked."""
-        reading = Reading(event) if event else self.read(done)
-        kept = len(done.ids) - (reading.fork.drops if reading.fork else 0)
-        if kept == len(done.ids):
-            self.context.append(self._sampled(done.ids, done.logprobs, reading.event))
-        else:
-            if kept:
-                self.context.append(self._sampled(done.ids[:kept], done.logprobs[:kept], "kept"))
-            self._sampled(done.ids[kept:], done.logprobs[kept:], reading.event)
-        self.turns += 1
-        self.sampled += done.ids
-        self.own += done.ids[:kept]
-        self._pay(len(done.ids))
-        return reading
-
-    def _sampled(self, ids: tuple[int, ...], logprobs: tuple[float, ...], event: Event) -> int:
-        run, seen = self.all, tuple(self.context)
-        self.last = run.add("sampled", ids, (seen[-1],), self.name, logprobs)
-        run.calls.append(Call(seen, self.last, event))
-        return self.last
-
-    # -- blocks ----------------------------------------------------------------------------------------------------
-
-    async def block(self, fork: Fork) -> bool:
-        """Forks, waits for all threads and adds the join; or forks and goes on. False when there was no room."""
-        run = self.all
-        parent = self.context[-1] if not fork.drops else self.last
-        shares = self._shares(fork, parent)
-        if shares is None:
-            run.note("fork/no room")
-            return False
-        if fork.shared:
-            parent = self.force(fork.shared, parent)
-            self.context.append(parent)
-        block = self.turns - 1 if self.turns else 0
-        children = [
-            self._child(child, (*self.name, block, k), parent, *shares) for k, child in enumerate(fork.children, 1)
-        ]
-        if fork.label is None:
-            await _all_of(fork, children)
-            self._join(fork, children, parent)
-            return True
-        message = run.dialect.join_tokens(fork, self.name) + shares[1]  # no thread samples more than its critical share
-        held = message + shares[0] + sum(len(child.close) for child in fork.children)
-        self._pay(held)
-        self.open[fork.label] = _Open(asyncio.create_task(_all_of(fork, children)), fork, held, message)
-        return True
-
-    def _shares(self, fork: Fork, parent: int) -> tuple[int, int] | None:
-        """(tokens, critical tokens) that each thread may add after its header; None when that is not even one.
-
-        What joins and headers take is set aside first, and so are copies of what the threads sample, if their parent
-        will read copies. With n threads, copies and no critical limit: (left - forced - reserve) / 2n each.
-        """
-        run, n = self.all, len(fork.children)
-        passes_copies = run.dialect.join_rule == "message"
-        join, reserve = run.dialect.join_tokens(fork, self.name), self.reserve()
-        frames = [len(child.header) + len(child.close) for child in fork.children]
-        forced, shares = len(fork.shared) + sum(frames) + join, max(n, fork.slots)
-        tokens = (self.left - forced - reserve) // (shares * (1 + passes_copies))
-        length = self._space() - sum(opened.message for opened in self.open.values())
-        if passes_copies:
-            tokens = min(tokens, (length - join - reserve) // shares)
-        else:
-            tokens = min(tokens, (length - forced - reserve) // n)
-        for child in fork.children:
-            if child.fresh:
-                tokens = min(tokens, run.engine.max_context - len(child.header) - len(child.close))
-        ahead = self.deadline - run.finish[parent] - len(fork.shared) - max(frames) - join - reserve
-        critical = min(ahead // (1 + n * passes_copies), tokens)
-        return (tokens, critical) if critical >= 1 else None
-
-    def _child(self, child: Child, name: tuple[int, ...], parent: int, tokens: int, critical: int) -> "_Thread":
-        header = self.force(child.header, parent, name) if child.header else parent
-        seen = [*([] if child.fresh else self.context), *([header] if child.header else [])]
-        finish = self.all.finish[header]
-        thread = _Thread(self.all, name, seen, left=tokens, deadline=finish + critical)
-        thread.own += child.header
-        return thread
-
-    def _join(self, fork: Fork, children: list["_Thread"], parent: int) -> None:
-        """Closes the threads that did not close themselves, and adds what their parent reads of them."""
-        run = self.all
-        results = [Result(tuple(thread.sampled), thread.event == "join") for thread in children]
-        shown = children
-        if fork.ends == "winner" and any(result.closed for result in results):
-            shown = [thread for thread in children if thread.event == "join"][:1]
-        for child, thread in zip(fork.children, children, strict=True):
-            self._pay(thread.spent)
-            if thread.event == "join" or (thread.event == "cancelled" and thread not in shown):
-                continue
-            run.note({"final": "thread/eos", "cancelled": "thread/cut"}.get(thread.event, "thread/forced close"))
-            if child.close:
-                thread.context.append(self.force(child.close, thread.context[-1], thread.name))
-        ends = tuple(thread.context[-1] for thread in shown)
-        if run.dialect.join_rule != "message":
-            begin = len(self.context)
-            for thread in shown:
-                self.context += thread.context[begin:]
-        ids = run.dialect.join(fork, results, self.name)
-        self.own += ids
-        self.context.append(self.force(ids, (parent, *ends) if run.dialect.join_rule == "message" else ends))
-
-    async def _meet(self, label: int) -> None:
-        """Waits for threads that were forked earlier, and takes back what they left of their share."""
-        opened = self.open[label]
-        children = await opened.task
-        del self.open[label]
-        self._pay(-opened.held)
-        self._join(opened.fork, children, self.context[-1])
-
-    async def _settle(self) -> None:
-        """No thread outlives its parent: what was never joined still runs to its end, and counts."""
-        for opened in self.open.values():
-            children = await opened.task
-            self.all.note("thread/never joined")
-            self._pay(sum(thread.spent for thread in children) - opened.held)
-        self.open.clear()
-
-    async def force_answer(self) -> Outcome:
-        """Closes the reasoning of a root that is out of budget and lets it answer with what was kept back."""
-        if self.all.dialect.closing is None:
-            return "truncated"
-        forced = self.all.dialect.force_answer(tuple(self.own))
-        if forced:
-            self.context.append(self.force(forced, self.context[-1]))
-        reading = await self.sample(min(self.all.budget.answer, self.room()))
-        return "forced_answer" if reading.event == "final" else "truncated"
-
-    # -- accounts --------------------------------------------------------------------------------------------------
-
-    def force(self, ids: tuple[int, ...], parents: int | tuple[int, ...], thread: tuple[int, ...] | None = None) -> int:
-        """Adds what the client writes, at this thread's expense; its own unless said otherwise."""
-        self._pay(len(ids))
-        above = (parents,) if isinstance(parents, int) else parents
-        return self.all.add("forced", ids, above, self.name if thread is None else thread)
-
-    def _pay(self, tokens: int) -> None:
-        self.left -= tokens
-        self.spent += tokens
-
-    def room(self) -> int:
-        """Tokens that may still follow one another here: of the budget, of the critical path, of the context."""
-        run = self.all
-        promised = sum(opened.message for opened in self.open.values())
-        return min(self.left, self.deadline - run.finish[self.context[-1]] - promised, self._space() - promised)
-
-    def _space(self) -> int:
-        """Tokens that the engine's context still holds after what this thread sees."""
-        return self.all.engine.max_context - sum(len(self.all.segments[index].ids) for index in self.context)
-
-    def reserve(self) -> int:
-        """What a root keeps back for its answer; a thread's close is on its parent's account."""
-        if self.name:
-            return 0
-        closing = self.all.dialect.closing
-        return 0 if closing is None else self.all.budget.answer + closing
-
-
-async def _all_of(fork: Fork, children: list[_Thread]) -> list[_Thread]:
-    """Runs the threads of a block to its end, whichever that is."""
-    if fork.ends == "all":
-        await asyncio.gather(*(thread.run() for thread in children))
-        return children
-    race = Race()
-    done = await asyncio.gather(*(_attempt(thread, race) for thread in children))
-    for thread, completion in zip(children, done, strict=True):
-        if completion is None:
-            thread.event = "truncated"
-            continue
-        best = len(completion.ids) if race.best is None else race.best
-        first = len(completion.ids) == best and thread.read(completion).event == "join"
-        if first or len(completion.ids) < best or race.best is None:
-            thread.event = thread.record(completion).event
-        else:
-            cut = Completion(completion.ids[:best], completion.logprobs[:best], "length")
-            thread.event = thread.record(cut, "cancelled").event
-    return children
-
-
-async def _attempt(thread: _Thread, race: Race) -> Completion | None:
-    done = await thread.ask(thread.room(), race)
-    if done is not None and thread.read(done).event == "join":
-        race.won(len(done.ids))
-    return done
+        if not await root.block(begin):
+            return await root.force_answer()
+    event = await root.run()
+    if event == "final":
+        return "answered"
+    return "malformed" if event == "malformed" else await root.force_answer()

@@ -13,11 +13,13 @@ Event = Literal["fork", "wait", "join", "final", "malformed", "truncated", "canc
 parent; the response is complete; a breach of the grammar; out of tokens; a sibling ended the block first; or nothing
 ended: a request is recorded as two calls where later contexts keep only its first part (`kept`)."""
 Outcome = Literal["answered", "forced_answer", "malformed", "truncated"]
-Attention = Literal["causal", "stitched", "synchronous"]
+Attention = Literal["causal", "stitched", "synchronous", "hogwild"]
 """How the tokens of a call's context saw each other. `causal`: each all before it, as any engine reads flat ids.
 `stitched`: each its own segment's earlier ones and, whole, the segments that its own descends from by `parents`, which
-also place it: a segment starts where its longest parent ends. `synchronous`: stitched, and the threads of a block also
-see each other's strictly earlier steps; thread k of a block starts (k - 1) * `stride` positions later (GroupThink)."""
+also place it: a segment starts where its longest parent ends. `synchronous`: threads are sampled as stitched ones, and
+see of each other all forced headers and what was sampled in strictly earlier steps; thread k of a block starts
+(k - 1) * `stride` positions later (GroupThink); the root reads them as flat ids. `hogwild`: the same with positions of
+its own for every reader, which nothing trains."""
 
 
 class TrajectoryError(ValueError):
@@ -103,11 +105,12 @@ class Trajectory:
 
     def view(self, call: Call) -> View:
         """What `call` saw, one piece per segment of its context. Raises TrajectoryError where a view cannot say it."""
-        return self.view_of(call.context)
+        return look(self.segments, call.context, "causal" if self.is_flat(call) else self.attention)
 
-    def view_of(self, context: tuple[int, ...]) -> View:
-        """What a call with this context sees."""
-        return look(self.segments, context, self.attention)
+    def is_flat(self, call: Call) -> bool:
+        """Whether the ids of its context, one after the other, are all that `call` saw."""
+        lockstep = self.attention in ("synchronous", "hogwild")
+        return self.attention == "causal" or (lockstep and not self.segments[call.sampled].thread)
 
     def response_ids(self) -> list[int]:
         """What the root read and wrote after the prompt, joins included: the transcript a person sees."""
@@ -151,7 +154,7 @@ def look(segments: Sequence[Segment], context: Sequence[int], attention: Attenti
     pieces = [segments[index].ids for index in context]
     if attention == "causal":
         return View.causal(pieces)
-    if attention == "synchronous":
+    if attention != "stitched":
         raise TrajectoryError("threads that see each other token by token have no view of pieces")
     place = {index: at for at, index in enumerate(context)}
     return View.stitched(pieces, [[place[parent] for parent in segments[index].parents] for index in context])

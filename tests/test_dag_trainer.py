@@ -57,9 +57,14 @@ class StitchedSampler(PreparedSampler):
 
 def dense_logps(model: Any, trajectory: Trajectory) -> list[Tensor]:
     """Of every call, one forward each, nothing shared."""
-    if trajectory.attention != "causal":
-        return Meaning(trajectory).logps(model)
-    return [separate_logps(model, context, sampled) for context, sampled, _ in trajectory.rows()]
+    flat = [separate_logps(model, context, sampled) for context, sampled, _ in trajectory.rows()]
+    if trajectory.attention == "causal":
+        return flat
+    meaning = Meaning(trajectory)
+    return [
+        logps if trajectory.is_flat(call) else meaning.call_logps(model, call)
+        for call, logps in zip(trajectory.calls, flat, strict=True)
+    ]
 
 
 def stitched_trainer(folder: Path, noise: float = 0.05, packed: bool = True, **options: Any) -> ForkJoinGRPOTrainer:

@@ -1,5 +1,8 @@
 """An engine that says what it was told to: demonstrations go through the same orchestrator as rollouts."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 from rollout.dialects.base import Script
 from rollout.engine import Completion, EngineError, Prompt, Sampling
 
@@ -24,3 +27,16 @@ class ReplayEngine:
             return Completion(ids[:stop], (0.0,) * stop, "stop")
         ids = ids[: sampling.max_tokens]
         return Completion(ids, (0.0,) * len(ids), "length")
+
+    async def complete_together(
+        self,
+        prompt: Prompt,
+        headers: Sequence[tuple[int, ...]],
+        samplings: Sequence[Sampling],
+        *,
+        stride: int,
+        mode: Literal["group_think", "hogwild"],
+        threads: Sequence[tuple[int, ...]] = (),
+    ) -> list[Completion]:
+        """Each thread's next turn: a script does not mind who sees it."""
+        return [await self.complete(prompt, each, name) for each, name in zip(samplings, threads, strict=True)]
