@@ -157,6 +157,15 @@ def test_what_was_evicted_is_computed_again() -> None:
     assert len(small._store._at) == sum(len(run.states) for run in small._store._runs.values())
 
 
+def test_the_same_tokens_elsewhere_have_other_keys(engine: TorchEngine) -> None:
+    piece = (5, 6, 7)
+    asked = [View(((1, 2), piece), ((), seen), (0, start)) for seen, start in [((0,), 5), ((0,), 9), ((), 5), ((), 0)]]
+    asked += [View(((3, 4), piece), ((), (0,)), (0, 5)), View(((1, 2), piece), ((), (0,)), (1, 5))]
+    for view in asked:
+        sampled = sample(engine, [view], Sampling(9, ()))
+        assert worst_gap(tiny_qwen3(0), [view], sampled, Sampling(9, ())) < 2e-5
+
+
 def test_a_stitched_join_prefills_only_what_nobody_computed(engine: TorchEngine) -> None:
     prompt, headers, join = (7, 8, 9), [(1, 2), (3,), (4, 2, 1)], (11, 12)
     threads = [View.stitched([prompt, header], [(), (0,)]) for header in headers]
