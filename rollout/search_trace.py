@@ -68,7 +68,7 @@ def _series(item: str, separator: str) -> str:
     return f"{item}(?:{re.escape(separator)}{item}){{0,{MAX_NUMBERS - 1}}}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Surface:
     """How each kind of line is spelt: the only place that knows. Every text has one reading, every line one spelling.
 
@@ -83,7 +83,7 @@ class Surface:
     quote: str
     """Around each operation of a list."""
     budgets: Mapping[str, str]
-    _patterns: dict[Kind, re.Pattern[str]] = field(init=False, repr=False, compare=False)
+    _patterns: dict[Kind, re.Pattern[str]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         patterns = {kind: re.compile(self._pattern(template)) for kind, template in self.templates.items()}
