@@ -1,17 +1,15 @@
 """Packs calls into one row, also those whose context is no flat sequence: there each segment is computed once."""
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apr_train.chains import Chain, Ints, Span, merged, shifted, trie_chains
+from apr_train.dag_nodes import Graph, Node, Reader, Target
 from apr_train.packing import IGNORE, PackedTrie, PackingError, pack
-from apr_train.visibility import sight
 from rollout.trajectory import Trajectory
 
 TILE = 256
@@ -104,8 +102,9 @@ def pack_views(calls: Sequence[TrajectoryCall], trees: Sequence[int] | None = No
     follows them sees both. The last token before a fork may have to predict several tokens: the first label is its own,
     each other one gets a copy of it that sees the same. Two calls of one trajectory never share that label.
 
-    Raises PackingError for nothing to pack, a token id outside [0, 2**31), a call without context, a context that is
-    not all its segment descends from, and as `sight` does.
+    Calls of a synchronous trajectory's root read flat ids, and the threads before them once more as such.
+
+    Raises PackingError for nothing to pack, and as `Reader` does.
 
     Example: prompt 7 8; two threads, 1 and 2 3, sampled from it, and a forced 4 that sees both and predicts 5:
 
@@ -123,131 +122,24 @@ def pack_views(calls: Sequence[TrajectoryCall], trees: Sequence[int] | None = No
     >>> row.chains[1]  # the second thread sees the prompt alone
     Chain(start=3, end=5, prefix=((0, 2),), steps=None)
     """
-    graph = _Graph()
-    readers: dict[tuple[int, int], _Reader] = {}
-    targets: list[_Target | None] = []
+    graph = Graph()
+    readers: dict[tuple[int, int], Reader] = {}
+    targets: list[Target | None] = []
     for call, tree in zip(calls, [0] * len(calls) if trees is None else trees, strict=True):
         whose = (id(call.trajectory), tree)
         if whose not in readers:
-            readers[whose] = _Reader(graph, call.trajectory, tree)
+            readers[whose] = Reader(graph, call.trajectory, tree)
         targets.append(readers[whose].target(call.index))
     if not graph.nodes:
         raise PackingError("nothing to pack: give at least one call that sampled a token")
     chains = _lay_out(graph, {target.last for target in targets if target})
-    return _labelled(graph, chains, targets, raw=sum(target.raw for target in targets if target))
+    return _labelled(graph, chains, targets)
 
 
-@dataclass(slots=True)
-class _Node:
-    """A segment with a place of its own: what it holds, sees (node numbers), and, once laid out, where it lies."""
-
-    ids: tuple[int, ...]
-    start: int
-    sees: frozenset[int]
-    group: int
-    at: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-
-
-@dataclass(slots=True)
-class _Group:
-    """Nodes whose tokens see each other's earlier steps: the threads of a synchronous block, or one node alone."""
-
-    nodes: list[int]
-    begin: int = 0
-    steps: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # of its positions, ascending
-
-
-@dataclass(slots=True)
-class _Graph:
-    nodes: list[_Node] = field(default_factory=list[_Node])
-    groups: list[_Group] = field(default_factory=list[_Group])
-    found: dict[Hashable, int] = field(default_factory=dict[Hashable, int])
-    """The group of each content."""
-
-    def group(self, key: Hashable, contents: Sequence[tuple[tuple[int, ...], int]], sees: frozenset[int]) -> list[int]:
-        """The nodes of a group, made when there is none of this content yet; `contents`: (ids, start) of each node."""
-        if key not in self.found:
-            self.found[key] = len(self.groups)
-            self.groups.append(_Group(list(range(len(self.nodes), len(self.nodes) + len(contents)))))
-            self.nodes += [_Node(ids, start, sees, self.found[key]) for ids, start in contents]
-        return self.groups[self.found[key]].nodes
-
-    def spans(self, nodes: Iterable[int]) -> tuple[Span, ...]:
-        """Where these nodes lie."""
-        found: list[Span] = []
-        for node in nodes:
-            at = self.nodes[node].at
-            edges = [0, *(np.flatnonzero(np.diff(at) != 1) + 1).tolist(), len(at)]
-            found += [(int(at[a]), int(at[b - 1]) + 1) for a, b in pairwise(edges) if a < b]
-        return merged(found)
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What a call trains: node `last`'s end predicts `label`, the `turn`-th such call of its trajectory; then the
-    tokens of `node` predict each other."""
-
-    last: int
-    label: int
-    turn: int
-    node: int
-    raw: int
-
-
-class _Reader:
-    """Finds the nodes of one trajectory, and makes those that no trajectory before it had."""
-
-    def __init__(self, graph: _Graph, trajectory: Trajectory, tree: int) -> None:
-        self.graph, self.trajectory, self.tree = graph, trajectory, tree
-        self.sight = sight(trajectory)
-        self.node_of: dict[int, int] = {}
-        self.met: Counter[Hashable] = Counter()
-
-    def target(self, index: int) -> _Target | None:
-        """What call `index` trains; None when it sampled nothing."""
-        call, segments = self.trajectory.calls[index], self.trajectory.segments
-        ids, where = segments[call.sampled].ids, f"{self.trajectory.problem_id}, call {index}"
-        if not ids:
-            return None
-        seen = [s for s in call.context if segments[s].ids]
-        if not seen:
-            raise PackingError(f"{where} has no context: give it a prompt of at least one token")
-        above = {s for s in self.sight.above[call.sampled] if segments[s].ids}
-        if set(seen) != above or len(set(seen)) != len(seen):
-            raise PackingError(f"{where}: its context is not all that its sampled segment descends from, once each")
-        self._find(call.sampled)
-        last = self.node_of[seen[-1]]
-        raw = sum(len(segments[s].ids) for s in seen) + len(ids) - 1
-        return _Target(last, ids[0], self._turn((last, ids[0])), self.node_of[call.sampled], raw)
-
-    def _find(self, segment: int) -> None:
-        """Sees to it that the segment and all it sees have nodes."""
-        if segment in self.node_of:
-            return
-        whole = self.sight.sees[segment]
-        for seen in sorted(whole - self.node_of.keys()):
-            self._find(seen)
-        sees = frozenset(self.node_of[seen] for seen in whole)
-        segments = self.trajectory.segments
-        together = [s for s in self.sight.blocks.get(segment, (segment,)) if segments[s].ids]
-        contents = tuple((segments[s].ids, self.sight.starts[s]) for s in together)
-        for ids, _ in contents:
-            if min(ids) < 0 or max(ids) >= 2**31:
-                raise PackingError(f"{self.trajectory.problem_id} holds a token id outside [0, 2**31)")
-        key = (self.tree, contents, sees)
-        nodes = self.graph.group((key, self._turn(key)), contents, sees)
-        self.node_of.update(zip(together, nodes, strict=True))
-
-    def _turn(self, key: Hashable) -> int:
-        """How often this trajectory had this key before."""
-        self.met[key] += 1
-        return self.met[key] - 1
-
-
-def _depth_first(graph: _Graph) -> list[int]:
+def _depth_first(graph: Graph) -> list[int]:
     """Groups in packed order: all that one sees before it, and where possible directly before it."""
     groups = range(len(graph.groups))
-    waits_for = [{graph.nodes[seen].group for seen in graph.nodes[group.nodes[0]].sees} for group in graph.groups]
+    waits_for = [{graph.nodes[seen].group for seen in graph.nodes[group[0]].sees} for group in graph.groups]
     waiting = [len(before) for before in waits_for]
     after: list[list[int]] = [[] for _ in groups]
     for group in groups:
@@ -264,7 +156,7 @@ def _depth_first(graph: _Graph) -> list[int]:
     return order
 
 
-def _lay_out(graph: _Graph, predicting: set[int]) -> list[Chain]:
+def _lay_out(graph: Graph, predicting: set[int]) -> list[Chain]:
     """Gives every node its positions, one group after the other, and says what they see.
 
     The last token of a node that nothing sees and that predicts nothing is no input, and gets no position.
@@ -275,91 +167,83 @@ def _lay_out(graph: _Graph, predicting: set[int]) -> list[Chain]:
     begin = 0
     for number in _depth_first(graph):
         group = graph.groups[number]
-        first, sees = group.nodes[0], graph.nodes[group.nodes[0]].sees
-        group.begin = begin
-        if len(group.nodes) > 1:
-            _interleave(graph, group)
-            chains += _tiles(group, graph.spans(sees))
-            tail = -1
+        first = graph.nodes[group[0]]
+        if len(group) > 1:
+            steps = _interleave([graph.nodes[node] for node in group], begin)
+            chains += _tiles(steps, begin, graph.spans(first.sees))
+            begin, tail = begin + len(steps), -1
+            continue
+        size = len(first.ids) - (group[0] not in needed)
+        if not size:
+            continue
+        first.at = begin + np.arange(size)
+        if tail >= 0 and first.sees == graph.nodes[tail].sees | {tail}:
+            chains[-1] = Chain(chains[-1].start, begin + size, chains[-1].prefix)
         else:
-            size = len(graph.nodes[first].ids) - (first not in needed)
-            group.steps = np.arange(size)
-            graph.nodes[first].at = begin + group.steps
-            if tail >= 0 and sees == graph.nodes[tail].sees | {tail}:
-                chains[-1] = Chain(chains[-1].start, begin + size, chains[-1].prefix)
-            elif size:
-                chains.append(Chain(begin, begin + size, graph.spans(sees)))
-            tail = first if size else tail
-        begin += len(group.steps)
+            chains.append(Chain(begin, begin + size, graph.spans(first.sees)))
+        begin, tail = begin + size, group[0]
     return chains
 
 
-def _interleave(graph: _Graph, group: _Group) -> None:
-    """Step by step, and thread by thread within a step: what a token sees of its block lies before its step."""
-    steps = np.concatenate([np.arange(len(graph.nodes[node].ids)) for node in group.nodes])
+def _interleave(nodes: Sequence[Node], begin: int) -> Ints:
+    """Lays nodes out from `begin`, step by step and thread by thread within a step, so that what a token sees of its
+    block lies before its step; the step of each position."""
+    steps = np.concatenate([np.arange(len(node.ids)) for node in nodes])
     order = np.argsort(steps, kind="stable")
-    group.steps = steps[order]
     at = np.empty(len(steps), dtype=np.int64)
-    at[order] = group.begin + np.arange(len(steps))
-    ends = np.cumsum([len(graph.nodes[node].ids) for node in group.nodes])
-    for node, own in zip(group.nodes, np.split(at, ends[:-1]), strict=True):
-        graph.nodes[node].at = own
+    at[order] = begin + np.arange(len(steps))
+    ends = np.cumsum([len(node.ids) for node in nodes])
+    for node, own in zip(nodes, np.split(at, ends[:-1]), strict=True):
+        node.at = own
+    return steps[order]
 
 
-def _tiles(group: _Group, prefix: tuple[Span, ...]) -> Iterable[Chain]:
+def _tiles(steps: Ints, begin: int, prefix: tuple[Span, ...]) -> Iterable[Chain]:
     """Whole steps, about TILE positions each."""
     low = 0
-    while low < len(group.steps):
-        high = int(np.searchsorted(group.steps, group.steps[min(low + TILE, len(group.steps)) - 1], side="right"))
-        before = merged((*prefix, (group.begin, group.begin + low)))
-        yield Chain(group.begin + low, group.begin + high, before, tuple(group.steps[low:high].tolist()))
+    while low < len(steps):
+        high = int(np.searchsorted(steps, steps[min(low + TILE, len(steps)) - 1], side="right"))
+        before = merged((*prefix, (begin, begin + low)))
+        yield Chain(begin + low, begin + high, before, tuple(steps[low:high].tolist()))
         low = high
 
 
-def _labelled(graph: _Graph, chains: list[Chain], targets: Sequence[_Target | None], raw: int) -> PackedCalls:
+def _labelled(graph: Graph, chains: list[Chain], targets: Sequence[Target | None]) -> PackedCalls:
     """Sets the labels, copies positions that need a second one, and says where each call's predictions lie."""
-    nodes, laid_out = graph.nodes, sum(len(group.steps) for group in graph.groups)
+    nodes, laid_out = graph.nodes, sum(len(node.at) for node in graph.nodes)
     places: dict[tuple[int, int, int], int] = {}
-    copies: list[int] = []
+    copies: list[Node] = []
     taken: set[int] = set()
+    where: list[Ints] = []
     for target in targets:
-        if target is None or (target.last, target.label, target.turn) in places:
+        if target is None:
+            where.append(np.empty(0, dtype=np.int64))
             continue
-        copied = target.last in taken
-        place = laid_out + len(copies) if copied else int(nodes[target.last].at[-1])
-        places[target.last, target.label, target.turn] = place
+        last, node = nodes[target.last], nodes[target.node]
+        asked = (target.last, node.ids[0], target.turn)
+        if asked not in places and target.last not in taken:
+            places[asked] = int(last.at[-1])
+        elif asked not in places:
+            places[asked] = laid_out + len(copies)
+            copies.append(last)
+            before = (*graph.spans(last.sees), (int(last.at[0]), int(last.at[-1])))
+            chains.append(Chain(places[asked], places[asked] + 1, merged(before)))
         taken.add(target.last)
-        if copied:
-            copies.append(target.last)
-            chains.append(Chain(place, place + 1, _seen_by_end(graph, target.last)))
+        where.append(np.array([places[asked], *node.at[: len(node.ids) - 1]]))
     ids = np.empty(laid_out + len(copies), dtype=np.int64)
     positions, labels = ids.copy(), np.full_like(ids, IGNORE)
     for node in nodes:
         ids[node.at] = node.ids[: len(node.at)]
         positions[node.at] = node.start + np.arange(len(node.at))
     for place, node in enumerate(copies, laid_out):
-        ids[place], positions[place] = nodes[node].ids[-1], nodes[node].start + len(nodes[node].ids) - 1
-    where: list[Ints] = []
-    for target in targets:
-        if target is None:
-            where.append(np.empty(0, dtype=np.int64))
-            continue
-        node = nodes[target.node]
-        where.append(np.array([places[target.last, target.label, target.turn], *node.at[: len(node.ids) - 1]]))
-        labels[where[-1]] = node.ids
+        ids[place], positions[place] = node.ids[-1], node.start + len(node.ids) - 1
+    for target, index in zip(targets, where, strict=True):
+        labels[index] = nodes[target.node].ids if target else IGNORE
     return PackedCalls(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.from_numpy(positions),
         shift_labels=torch.from_numpy(labels),
         chains=tuple(chains),
         where=tuple(map(torch.from_numpy, where)),
-        raw_tokens=raw,
+        raw_tokens=sum(target.raw for target in targets if target),
     )
-
-
-def _seen_by_end(graph: _Graph, number: int) -> tuple[Span, ...]:
-    """What the last token of a node sees but itself."""
-    node = graph.nodes[number]
-    group = graph.groups[node.group]
-    earlier = int(np.searchsorted(group.steps, len(node.ids) - 1))
-    return merged((*graph.spans(node.sees), (group.begin, group.begin + earlier)))

@@ -25,9 +25,6 @@ SMALL_AREA = 1 << 14
 PADDING = 1.3
 """Largest ratio of padded to true queries x keys in a batch of small chains."""
 
-MOST_SPANS = 64
-"""Above so many spans one gather is cheaper than a slice for each."""
-
 Place = tuple[tuple[int, int], ...] | Tensor
 """Which packed positions: spans (one sequence of them all), or int64 indices (B, L)."""
 
@@ -102,10 +99,7 @@ def _parts(chain: Chain) -> Iterator[Part]:
         step_Q = torch.tensor(chain.steps)
         seen_QK = (step_Q < step_Q[:, None]) | torch.eye(len(step_Q), dtype=torch.bool)
         yield Part(own, own, bias_B1QK=torch.zeros(1, 1, *seen_QK.shape).masked_fill_(~seen_QK, -torch.inf))
-    if len(chain.prefix) > MOST_SPANS:
-        key_K = np.concatenate([np.arange(*span) for span in chain.prefix])
-        yield Part(own, torch.from_numpy(key_K)[None], merge=True)
-    elif chain.prefix:
+    if chain.prefix:
         yield Part(own, chain.prefix, merge=True)
 
 

@@ -69,8 +69,8 @@ def lockstep_blocks(trajectory: Trajectory) -> dict[Name, Lockstep]:
     for name in sorted(calls):
         if len(name) != 2 or len(calls[name]) != 1:
             raise PackingError(
-                f"{trajectory.problem_id}: synchronous thread {name} has {len(calls[name])} calls: only flat threads of "
-                "one call each can be packed"
+                f"{trajectory.problem_id}: synchronous thread {name} has {len(calls[name])} calls: only threads of one "
+                "call each, which do not fork, can be packed"
             )
         blocks.setdefault(name[:1], []).append(name)
     found: dict[Name, Lockstep] = {}

@@ -133,79 +133,105 @@ def one_call(**changes: Any) -> Trajectory:
 # ---- what they mean
 
 
+@dataclass(frozen=True)
+class Scene:
+    """All tokens that one call's predictions depend on, as that call read them: `sees[i]` are indices into `tokens`;
+    `inputs[o]` is the index of the token whose logits say what the o-th sampled token is."""
+
+    tokens: list[Token]
+    positions: list[int]
+    sees: list[set[int]]
+    inputs: list[int]
+
+    def knowers(self, token: Token, layers: int) -> set[int]:
+        """Offsets of sampled tokens whose predictor is `token`, or comes to know of it within so many layers: a walk,
+        not a formula."""
+        known = {i for i, each in enumerate(self.tokens) if each == token}
+        for _ in range(layers):
+            known |= {i for i, seen in enumerate(self.sees) if seen & known}
+        return {offset for offset, i in enumerate(self.inputs) if i in known}
+
+
 class Meaning:
-    """Who sees whom and where each token lies, one question at a time, from the definition; slow on purpose."""
+    """What every call of a trajectory saw, and where, token by token from the definition; slow on purpose."""
 
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory, self.segments = trajectory, trajectory.segments
-        self.descends, self.start, self.headers = cache(self._descends), cache(self._start), cache(self._headers)
+        self.descends, self.start = cache(self._descends), cache(self._start)
+
+    def tokens(self) -> list[Token]:
+        return self.of(range(len(self.segments)))
+
+    def of(self, segments: Iterable[int]) -> list[Token]:
+        return [(s, o) for s in segments for o in range(len(self.segments[s].ids))]
+
+    def scene(self, call: Call) -> Scene:
+        thread = self.segments[call.sampled].thread
+        if self.trajectory.attention == "stitched":
+            return self._stitched(call)
+        if self.trajectory.attention == "synchronous" and thread:
+            return self._synchronous(call, thread)
+        tokens = self.of((*call.context, call.sampled))
+        sees = [set(range(i + 1)) for i in range(len(tokens))]
+        return Scene(tokens, list(range(len(tokens))), sees, self._inputs(call, tokens))
+
+    def _inputs(self, call: Call, tokens: list[Token]) -> list[int]:
+        """The last token of the context predicts the first sampled one, that the second, and so on."""
+        first = self.of(call.context)[-1]
+        sampled = self.of([call.sampled])
+        return [tokens.index(token) for token in [first, *sampled[:-1]][: len(sampled)]]
 
     def _descends(self, s: int, from_: int) -> bool:
         """Whether a walk up the parents of s meets from_."""
         return any(parent == from_ or self.descends(parent, from_) for parent in self.segments[s].parents)
 
     def _start(self, s: int) -> int:
-        segment = self.segments[s]
-        start = max((self.start(p) + len(self.segments[p].ids) for p in segment.parents), default=0)
-        enters = segment.thread and all(self.segments[p].thread != segment.thread for p in segment.parents)
-        if self.trajectory.attention == "synchronous" and enters:
-            start += (segment.thread[1] - 1) * self.trajectory.stride
-        return start
+        return max((self.start(p) + len(self.segments[p].ids) for p in self.segments[s].parents), default=0)
 
-    def _headers(self, thread: tuple[int, ...]) -> set[int]:
-        own = [s for s, segment in enumerate(self.segments) if segment.thread == thread]
-        (sampled,) = (s for s in own if self.segments[s].origin == "sampled")
-        return {s for s in own if self.descends(sampled, s)}
+    def _stitched(self, call: Call) -> Scene:
+        tokens = self.of((*call.context, call.sampled))
 
-    def position(self, token: Token) -> int:
-        return self.start(token[0]) + token[1]
+        def sees(a: Token, b: Token) -> bool:
+            return b[1] <= a[1] if a[0] == b[0] else self.descends(a[0], b[0])
 
-    def sees(self, a: Token, b: Token) -> bool:
-        """Whether token a sees token b, itself included."""
-        if a[0] == b[0]:
-            return b[1] <= a[1]
-        if self.descends(a[0], b[0]):
-            return True
-        mine, other = self.segments[a[0]], self.segments[b[0]]
-        synchronous = self.trajectory.attention == "synchronous" and mine.origin == "sampled"
-        if not synchronous or not mine.thread or not other.thread or mine.thread[0] != other.thread[0]:
-            return False
-        return b[0] in self.headers(other.thread) or (other.origin == "sampled" and b[1] < a[1])
+        seen = [{j for j, b in enumerate(tokens) if sees(a, b)} for a in tokens]
+        return Scene(tokens, [self.start(s) + o for s, o in tokens], seen, self._inputs(call, tokens))
 
-    def tokens(self) -> list[Token]:
-        return [(s, o) for s, segment in enumerate(self.segments) for o in range(len(segment.ids))]
+    def _synchronous(self, call: Call, thread: tuple[int, ...]) -> Scene:
+        """What lies before the threads is flat; they see each other's headers, and sampled tokens of earlier steps."""
+        together = [c for c in self.trajectory.calls if self.segments[c.sampled].thread[:1] == thread[:1]]
+        names = [self.segments[c.sampled].thread for c in together]
+        before = self.of(s for s in call.context if self.segments[s].thread != thread)
+        tokens, kinds = list(before), [("before", 0, o) for o in range(len(before))]
+        positions = list(range(len(before)))
+        for name, each in zip(names, together, strict=True):
+            own = self.of(s for s in each.context if self.segments[s].thread == name)
+            sampled = self.of([each.sampled])
+            tokens += own + sampled
+            kinds += [("header", name[1], o) for o in range(len(own))]
+            kinds += [("sampled", name[1], o) for o in range(len(sampled))]
+            start = len(before) + (name[1] - 1) * self.trajectory.stride
+            positions += range(start, start + len(own) + len(sampled))
 
-    def predictor(self, token: Token, call: Call) -> Token:
-        """The token whose logits say what a sampled token is."""
-        if token[1]:
-            return token[0], token[1] - 1
-        last = [s for s in call.context if self.segments[s].ids][-1]
-        return last, len(self.segments[last].ids) - 1
+        def sees(a: tuple[str, int, int], b: tuple[str, int, int]) -> bool:
+            if a[0] == "before" or b[0] == "before":
+                return b[0] == "before" and (a[0] != "before" or b[2] <= a[2])
+            if a[0] == "header":
+                return b[0] == "header" and b[1] == a[1] and b[2] <= a[2]
+            return b[0] == "header" or b[2] < a[2] or (b[1] == a[1] and b[2] == a[2])
 
-    def sampled(self) -> dict[Token, Token]:
-        """Each sampled token with its predictor."""
-        return {
-            (call.sampled, o): self.predictor((call.sampled, o), call)
-            for call in self.trajectory.calls
-            for o in range(len(self.segments[call.sampled].ids))
-        }
-
-    def dense(self, tokens: list[Token]) -> tuple[Tensor, Tensor, Tensor]:
-        """ids (N,), positions (N,) and mask (N, N) of these tokens."""
-        ids = torch.tensor([self.segments[s].ids[o] for s, o in tokens])
-        positions = torch.tensor([self.position(token) for token in tokens])
-        return ids, positions, torch.tensor([[self.sees(a, b) for b in tokens] for a in tokens])
+        seen = [{j for j, b in enumerate(kinds) if sees(a, b)} for a in kinds]
+        return Scene(tokens, positions, seen, self._inputs(call, tokens))
 
     def call_logps(self, model: Any, call: Call) -> Tensor:
-        """log p of what a call sampled: one dense forward over its inputs and all they see, shared with nobody."""
-        targets = [(call.sampled, o) for o in range(len(self.segments[call.sampled].ids))]
-        if not targets:
+        """log p of what a call sampled: one dense forward over its scene, shared with nobody."""
+        if not self.segments[call.sampled].ids:
             return torch.zeros(0)
-        inputs = [self.predictor(target, call) for target in targets]
-        everything = [b for b in self.tokens() if any(self.sees(a, b) for a in inputs)]
-        ids, positions, mask = self.dense(everything)
-        logits = model(input_ids=ids[None], position_ids=positions[None], attention_mask=mask[None, None]).logits[0]
-        chosen = torch.log_softmax(logits[[everything.index(token) for token in inputs]], -1)
+        scene = self.scene(call)
+        ids = torch.tensor([[self.segments[s].ids[o] for s, o in scene.tokens]])
+        mask = torch.tensor([[j in seen for j in range(len(scene.tokens))] for seen in scene.sees])[None, None]
+        logits = model(input_ids=ids, position_ids=torch.tensor([scene.positions]), attention_mask=mask).logits[0]
+        chosen = torch.log_softmax(logits[scene.inputs], -1)
         return chosen.gather(-1, torch.tensor(self.segments[call.sampled].ids)[:, None])[:, 0]
 
     def logps(self, model: Any) -> list[Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stitched_trees import KINDS, LETTERS, Meaning, calls_of, error, group, one_call, random_trajectory
+from stitched_trees import KINDS, LETTERS, Meaning, Token, calls_of, error, group, one_call, random_trajectory
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from trainers import separate_logps, tiny_model
@@ -95,6 +95,15 @@ def test_a_synchronous_block_cut_into_tiles_is_exact(monkeypatch: pytest.MonkeyP
         tiles.append(sum(chain.steps is not None for chain in packed.chains))
         assert max(compare(trajectories, packed)) < 1e-5
     assert tiles[0] > tiles[1] > tiles[2] > tiles[3] > 0
+
+
+def test_a_second_synchronous_block_reads_the_first_as_flat_ids() -> None:
+    two = next(t for t in (group(s, "synchronous", forks=1.0, empty=0.0)[0] for s in range(99)) if blocks(t) == 2)
+    assert max(compare([two], pack_views(calls_of([two])))) < 1e-5
+
+
+def blocks(trajectory: Trajectory) -> int:
+    return len({segment.thread[:-1] for segment in trajectory.segments if segment.thread})
 
 
 def twins(**changes: Any) -> Trajectory:
@@ -193,28 +202,36 @@ def test_labels_are_the_sampled_tokens_where_their_predictors_lie_and_nowhere_el
         meaning, segments = Meaning(trajectory), trajectory.segments
         for call in trajectory.calls:
             at = next(places).tolist()
-            inputs = [meaning.predictor((call.sampled, o), call) for o in range(len(segments[call.sampled].ids))]
+            scene = meaning.scene(call)
+            inputs = [scene.tokens[i] for i in scene.inputs]
             assert packed.shift_labels[at].tolist() == list(segments[call.sampled].ids)
             assert packed.input_ids[at].tolist() == [segments[s].ids[o] for s, o in inputs]
-            assert packed.position_ids[at].tolist() == [meaning.position(token) for token in inputs]
+            assert packed.position_ids[at].tolist() == [scene.positions[i] for i in scene.inputs]
             trained.update(at)
     labelled = (packed.shift_labels != IGNORE).nonzero().flatten().tolist()
     assert labelled == sorted(trained)
 
 
 @settings(max_examples=30)
-@given(SEEDS, st.sampled_from(KINDS))
-def test_every_token_that_is_read_is_computed_once_and_copied_only_for_a_second_label(
-    seed: int, kind: Attention
-) -> None:
-    (trajectory,) = group(seed, kind)
+@given(SEEDS)
+def test_every_token_that_is_read_is_computed_once_and_copied_only_for_a_second_label(seed: int) -> None:
+    (trajectory,) = group(seed, "stitched")
     packed, meaning = pack_views(calls_of([trajectory])), Meaning(trajectory)
-    inputs = list(meaning.sampled().values())
-    read = [b for b in meaning.tokens() if any(meaning.sees(a, b) for a in inputs)]
+    read, inputs = set[Token](), list[Token]()
+    for call in trajectory.calls:
+        if trajectory.segments[call.sampled].ids:
+            scene = meaning.scene(call)
+            inputs += [scene.tokens[i] for i in scene.inputs]
+            read.update(scene.tokens[j] for i in scene.inputs for j in scene.sees[i])
     copies = len(inputs) - len(set(inputs))
-    assert packed.unique_tokens >= len(read) + copies
-    # A segment that something reads in part is computed whole: its last token may be one that nothing reads.
-    assert packed.unique_tokens <= len(read) + copies + len(trajectory.calls)
+    assert packed.unique_tokens == len(read) + copies
+
+
+@settings(max_examples=30)
+@given(SEEDS, st.sampled_from(KINDS))
+def test_equal_trajectories_cost_as_much_as_one(seed: int, kind: Attention) -> None:
+    (trajectory,) = group(seed, kind)
+    packed = pack_views(calls_of([trajectory]))
     several = pack_views(calls_of([trajectory, replace(trajectory), replace(trajectory)]))
     assert (several.unique_tokens, several.raw_tokens) == (packed.unique_tokens, 3 * packed.raw_tokens)
 
@@ -335,15 +352,15 @@ def block(*threads: tuple[int, ...], calls_each: int = 1, parents: tuple[int, ..
 @pytest.mark.parametrize(
     ("trajectory", "message"),
     [
-        (one_call(attention="causal"), "rows of ids"),
+        (one_call(attention="causal"), "causal calls"),
         (one_call(segments=(Segment("prompt", ()), Segment("sampled", (7,), (-1.0,), (0,)))), "no context"),
         (one_call(segments=(Segment("prompt", (2**31,)), Segment("sampled", (7,), (-1.0,), (0,)))), "token id"),
         (one_call(segments=(Segment("prompt", (5,)), Segment("sampled", (), (), (0,)))), "nothing to pack"),
         (one_call(segments=(Segment("prompt", (5,)), Segment("sampled", (7,), (-1.0,)))), "not all that its sampled"),
         (one_call(calls=(Call((0, 0), 1, "final"),)), "once each"),
-        (block((0, 1), (0, 2, 0, 1)), "flat threads"),
+        (block((0, 1), (0, 2, 0, 1)), "do not fork"),
         (block((0, 1), (0, 2), calls_each=2), "2 calls"),
-        (block((0, 1), (0, 2), parents=(0, 1)), "one fork"),
+        (block((0, 1), (0, 2), parents=(0, 1)), "fork apart"),
     ],
 )
 def test_what_cannot_be_packed_is_named(trajectory: Trajectory, message: str) -> None:

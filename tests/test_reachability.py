@@ -75,13 +75,12 @@ def moved(trajectories: list[Trajectory], which: int, token: Token, before: list
     return found - {(which, token)}
 
 
-def knowers(trajectory: Trajectory, token: Token, layers: int = 2) -> set[Token]:
-    """Sampled tokens whose predictor is `token`, or comes to know it within so many layers: a walk, not a formula."""
+def knowers(trajectory: Trajectory, token: Token) -> set[Token]:
+    """Sampled tokens that may move with `token`, in a model of two layers; not itself."""
     meaning = Meaning(trajectory)
-    known = {token}
-    for _ in range(layers):
-        known |= {a for a in meaning.tokens() if any(meaning.sees(a, b) for b in known)}
-    return {target for target, predictor in meaning.sampled().items() if predictor in known} - {token}
+    calls = [call for call in trajectory.calls if trajectory.segments[call.sampled].ids]
+    known = {(call.sampled, offset) for call in calls for offset in meaning.scene(call).knowers(token, layers=2)}
+    return known - {token}
 
 
 def cases() -> Iterator[tuple[str, list[Trajectory]]]:
