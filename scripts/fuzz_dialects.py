@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from apr_train.model import character_tokenizer
-from apr_train.tasks import make_task
+from apr_train.specimens import SETTINGS, scripts_of
 from rollout.critical_path import measure
-from rollout.demonstration import Block, Demonstration
 from rollout.dialects import DIALECTS, Dialect, dialect_class, make_dialect
-from rollout.dialects.base import DialectError, Ids, Script
+from rollout.dialects.base import Ids, Script
 from rollout.engine import Completion, Prompt, Sampling
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.tokens import Tokens, register_tags
@@ -29,7 +28,6 @@ from rollout.trajectory import Event, Outcome, Trajectory
 from rollout.view import View
 
 MAX_CONTEXT = 160
-SETTINGS = {"apr": {"surface": "terse"}}
 
 
 class FuzzEngine:
@@ -84,36 +82,6 @@ class Tally:
     events: dict[str, int] = field(default_factory=dict[str, int])
     strict: int = 0
     deepest: int = 0
-
-
-def random_demonstration(rng: random.Random, depth: int = 0) -> Demonstration:
-    """Text and blocks of 1 to 4 threads, nested up to three deep."""
-
-    def pieces(level: int) -> tuple[str | Block, ...]:
-        found: list[str | Block] = []
-        for _ in range(rng.randint(1, 2)):
-            found.append("".join(rng.choices("ab12", k=rng.randint(0, 3))))
-            if rng.random() < 0.7 - 0.25 * level:
-                threads = tuple((rng.choice("ab"), pieces(level + 1)) for _ in range(rng.randint(1, 4)))
-                tasks = tuple((f"{rng.choice('ab')}=", rng.choice("12")) for _ in threads)
-                found.append(Block(threads, rng.choice(("", "c")), rng.choice(("and", "or")), tasks))
-        return tuple(found)
-
-    return Demonstration(pieces(depth), rng.choice("12"))
-
-
-def scripts_of(name: str, dialect: Dialect, rng: random.Random, count: int) -> list[Script]:
-    """Well-formed scripts: of random demonstrations, or of the solver for the dialect of search traces."""
-    if name == "apr":
-        task = make_task("countdown_search", {"numbers": 3, "surface": "terse"})
-        return [dialect.write(task.demonstration(p, "parallel")) for p in task.problems("train", count, 0)]
-    scripts: list[Script] = []
-    while len(scripts) < count:
-        try:
-            scripts.append(dialect.write(random_demonstration(rng)))
-        except DialectError:
-            continue  # a dialect need not be able to write all of them
-    return scripts
 
 
 def fuzz(name: str, join: str, streams: int, seed: int) -> Tally:

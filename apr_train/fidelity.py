@@ -1,0 +1,126 @@
+"""Is what is trained what was sampled? One dense forward per call beside the packed one, for checks and benchmarks."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apr_train.dag_packing import PackedCalls, TrajectoryCall, pack_calls
+from apr_train.tree_attention import plan_attention
+from rollout.trajectory import Trajectory
+
+
+def pack_all(trajectories: Sequence[Trajectory]) -> PackedCalls:
+    """All calls of all trajectories in one row, as the trainer packs them."""
+    rows, contexts, calls = [], [], list[TrajectoryCall | None]()
+    for trajectory in trajectories:
+        for index, (context, sampled, _) in enumerate(trajectory.rows()):
+            rows.append([*context, *sampled])
+            contexts.append(len(context))
+            calls.append(None if trajectory.is_flat(trajectory.calls[index]) else TrajectoryCall(trajectory, index))
+    return pack_calls(rows, contexts, calls)
+
+
+def packed_logps(model: Any, packed: PackedCalls) -> Tensor:
+    """log p of each position's label, (N,)."""
+    outputs = model(
+        input_ids=packed.input_ids[None],
+        position_ids=packed.position_ids[None],
+        shift_labels=packed.shift_labels[None],
+        tree=plan_attention(packed),
+        use_cache=False,
+    )
+    labels = packed.shift_labels.clamp_min(0)
+    return outputs.logits[0].log_softmax(-1).gather(1, labels[:, None])[:, 0]
+
+
+def separate_logps(model: Any, trajectory: Trajectory, index: int) -> Tensor:
+    """The same of one call, by one dense forward that shares nothing with any other."""
+    ids, positions, mask, places = dense_view(trajectory, index)
+    logits = model(
+        input_ids=ids[None], position_ids=positions[None], attention_mask=mask[None, None], use_cache=False
+    ).logits[0]
+    sampled = torch.tensor(trajectory.segments[trajectory.calls[index].sampled].ids)
+    return logits[places].log_softmax(-1).gather(1, sampled[:, None])[:, 0]
+
+
+def dense_view(trajectory: Trajectory, index: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """ids, positions and mask of all that a call's tokens see, and where its sampled tokens are predicted; by the
+    definition of `Trajectory.attention`, a token at a time, and shared with nothing the trainer uses."""
+    call, segments = trajectory.calls[index], trajectory.segments
+    flat, whole = trajectory.is_flat(call), (*call.context, call.sampled)
+
+    @cache
+    def above(s: int) -> frozenset[int]:
+        return frozenset(segments[s].parents).union(*map(above, segments[s].parents))
+
+    siblings = [] if flat or trajectory.attention != "synchronous" else lockstep(trajectory, call.sampled)
+    order = [*whole, *(s for s in siblings if s not in whole)]
+    tokens = [(s, k) for s in order for k in range(len(segments[s].ids))]
+    place = {token: at for at, token in enumerate(tokens)}
+
+    @cache
+    def start(s: int) -> int:
+        begin = max((start(p) + len(segments[p].ids) for p in segments[s].parents), default=0)
+        enters = segments[s].thread and all(segments[p].thread != segments[s].thread for p in segments[s].parents)
+        return begin + (segments[s].thread[-1] - 1) * trajectory.stride * bool(enters)
+
+    def sees(a: tuple[int, int], b: tuple[int, int]) -> bool:
+        if a[0] == b[0]:
+            return b[1] <= a[1]
+        if flat:
+            return order.index(b[0]) < order.index(a[0])
+        lock = a[0] in siblings and segments[a[0]].origin == "sampled" and b[0] in siblings
+        return b[0] in above(a[0]) or (lock and (segments[b[0]].origin == "forced" or b[1] < a[1]))
+
+    mask = torch.tensor([[sees(a, b) for b in tokens] for a in tokens])
+    positions = torch.tensor([place[s, k] if flat else start(s) + k for s, k in tokens])
+    last = [s for s in call.context if segments[s].ids][-1]
+    count = len(segments[call.sampled].ids)
+    at = [place[last, len(segments[last].ids) - 1], *(place[call.sampled, k] for k in range(count - 1))]
+    return torch.tensor(trajectory.ids(tuple(order))), positions, mask, at[:count]
+
+
+def lockstep(trajectory: Trajectory, sampled: int) -> list[int]:
+    """Headers and sampled segments of all threads of the block that `sampled` is in."""
+    block = trajectory.segments[sampled].thread[:-1]
+    own = [(s, each) for s, each in enumerate(trajectory.segments) if each.thread and each.thread[:-1] == block]
+    written = {each.thread: s for s, each in own if each.origin == "sampled"}
+    return [s for s, each in own if s <= written[each.thread]]
+
+
+def gradient(model: Any, loss: Tensor) -> Tensor:
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()]).clone()
+
+
+def compare(model: Any, trajectories: Sequence[Trajectory]) -> tuple[float, float, float]:
+    """(dlogp, grad, forced) of trajectories that `model` is said to have sampled.
+
+    dlogp: max |log p of the sampler - log p of the packed forward|, nats. grad: max error of the packed gradient of a
+    randomly weighted sum of log-probs, relative to the largest entry of that of one dense forward per call. forced: the
+    packed gradient in positions that predict no sampled token, summed.
+    """
+    calls = [(t, index) for t in trajectories for index in range(len(t.calls))]
+    weights = torch.randn(len(calls), generator=torch.Generator().manual_seed(0)).tolist()
+    packed = pack_all(trajectories)
+    logps = packed_logps(model, packed)
+    logps.retain_grad()
+    weighted = [weight * logps[at].sum() for weight, at in zip(weights, packed.where, strict=True)]
+    ours = gradient(model, torch.stack(weighted).sum())
+    told = torch.tensor([x for t, index in calls for x in t.segments[t.calls[index].sampled].logprobs or ()])
+    trained = torch.cat(packed.where)
+    dlogp = (logps.detach()[trained] - told).abs().max().item()
+    assert logps.grad is not None
+    elsewhere = torch.ones(len(logps), dtype=torch.bool)
+    elsewhere[trained] = False
+    forced = logps.grad[elsewhere | (packed.shift_labels < 0)].abs().sum().item()
+    weighted = [
+        weight * separate_logps(model, trajectory, index).sum()
+        for weight, (trajectory, index) in zip(weights, calls, strict=True)
+    ]
+    reference = gradient(model, torch.stack(weighted).sum())
+    return dlogp, ((ours - reference).abs().max() / reference.abs().max()).item(), forced
