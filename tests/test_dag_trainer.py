@@ -1,14 +1,17 @@
 """GRPO and SFT on stitched, synchronous and causal trajectories together, against one dense forward per call."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from stitched_trees import KINDS, Meaning, error, group, one_call, random_trajectory
+from helpers import toy_tokens
+from stitched_trees import KINDS, Meaning, calls_of, error, group, one_call, random_trajectory
 from torch import Tensor
 from trainers import (
+    BUDGET,
     TOKENS,
     PreparedSampler,
     gradient_norms,
@@ -21,10 +24,16 @@ from trainers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from apr_train import sft
+from apr_train.dag_packing import pack_views
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer
 from apr_train.packing import IGNORE
 from apr_train.rows import pad_rows
+from apr_train.tree_attention import plan_attention
+from rollout.demonstration import Block, Demonstration
+from rollout.dialects import DIALECTS, make_dialect
+from rollout.engines.replay import ReplayEngine
 from rollout.errors import UserError
+from rollout.orchestrator import run_trajectory
 from rollout.trajectory import Attention, Trajectory
 
 
@@ -180,6 +189,37 @@ def test_plain_attention_refuses_rollouts_that_it_would_read_as_flat_text(tmp_pa
     trainer = stitched_trainer(tmp_path, packed=False)
     with pytest.raises(UserError, match="attention=tree"):
         trainer._generate_and_score_completions(rows_of_a_step(trainer))
+
+
+# ---- recorded by the orchestrator
+
+DEMONSTRATIONS = {
+    "flat": Demonstration(("ab", Block((("a", "12"), ("a", "12"), ("b", "2")), "x"), Block((("a", "1"),))), "7"),
+    "nested": Demonstration(("ab", Block((("a", ("x", Block((("c", "1"), ("d", "22"))))), ("b", "2")))), "7"),
+}
+
+
+@pytest.mark.parametrize("kind", DEMONSTRATIONS)
+@pytest.mark.parametrize("name", [name for name, dialect in DIALECTS.items() if "stitched" in dialect.joins])
+def test_what_a_stitched_dialect_records_is_packed_as_a_dense_forward_per_call_reads_it(name: str, kind: str) -> None:
+    tokens = toy_tokens(name)
+    dialect = make_dialect(name, tokens, "stitched")
+    engine = ReplayEngine(dialect.write(DEMONSTRATIONS[kind]), 1000)
+    prompt = tokens.prompt("a=")
+    trajectory = asyncio.run(run_trajectory(engine, dialect, "p", prompt, replace(BUDGET, threads=8, blocks=8)))
+    assert (trajectory.attention, trajectory.outcome) == ("stitched", "answered")
+    models = []
+    for attention in ("tree", "sdpa"):
+        models.append(tiny_model(attention))
+        torch.manual_seed(1)
+        models[-1].resize_token_embeddings(len(tokens.tokenizer))
+    packed = pack_views(calls_of([trajectory]))
+    logits = models[0](
+        input_ids=packed.input_ids[None], position_ids=packed.position_ids[None], tree=plan_attention(packed)
+    ).logits[0]
+    table = logits.log_softmax(-1)
+    for at, expected in zip(packed.where, Meaning(trajectory).logps(models[1]), strict=True):
+        torch.testing.assert_close(table[at].gather(1, packed.shift_labels[at][:, None])[:, 0], expected)
 
 
 # ---- SFT
