@@ -14,16 +14,24 @@ class ConfigError(UserError, ValueError):
 
 @dataclass
 class ModelConfig:
-    """Where the policy comes from: a Hugging Face folder or hub name, or `scratch` sizes of a tiny Qwen3."""
+    """Where the policy comes from: a Hugging Face folder or hub name, or the sizes of a fresh model."""
 
     path: str | None = None
-    """Folder or hub name; null builds a fresh Qwen3 of the sizes below with the task's own tokenizer."""
+    """Folder or hub name; null builds a fresh model of the sizes below."""
     revision: str | None = None
     dtype: str = "float32"
     """float32 | bfloat16"""
     attention: str = "tree"
     """tree (packed tries) | sdpa (one row per call: the oracle)"""
     gradient_checkpointing: bool = False
+    architecture: str = "qwen3"
+    """Of a fresh model: qwen3 | llama"""
+    tokenizer: str | None = None
+    """Of a fresh model: folder or hub name; null reads characters."""
+    vocabulary: int | None = None
+    """Of a fresh model: rows of its embeddings, e.g. a multiple of 64; null is what the tokenizer and its tags need."""
+    tied: bool = True
+    """Of a fresh model: one table for input and output embeddings."""
     hidden_size: int = 128
     layers: int = 2
     heads: int = 4

@@ -13,11 +13,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from apr_train.config import ModelConfig
@@ -36,7 +37,7 @@ def prepare_model_folder(config: ModelConfig, tags: Sequence[str], folder: Path,
     """Writes model and tokenizer to `folder`, every tag being one special token.
 
     The embedding (and output row) of a new tag is the mean over the tokens its text had before, e.g. `<Thread>` over
-    `<`, `Thread`, `>`. `path: null` builds a Qwen3 of the configured sizes over a character tokenizer; warm-started
+    `<`, `Thread`, `>`. `path: null` builds a model of the configured sizes; warm-started
     folders that know the tags already are copied unchanged.
     """
     torch.manual_seed(seed)
@@ -45,7 +46,7 @@ def prepare_model_folder(config: ModelConfig, tags: Sequence[str], folder: Path,
     spelled = {tag: tokens.text(tag) for tag in tags}
     known = set(tokenizer.get_vocab())
     register_tags(tokenizer, tags)
-    model = load_model(config, len(tokenizer))
+    model = load_model(config, tokenizer)
     if len(tokenizer) > _table(model.get_input_embeddings()).shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tables = {id(table): table for table in map(_table, (model.get_input_embeddings(), model.get_output_embeddings()))}
@@ -64,21 +65,22 @@ def _table(layer: torch.nn.Module | None) -> torch.nn.Parameter:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of `config.path`, or the character tokenizer of a model made from scratch. Raises ModelError."""
-    if config.path is None:
+    """The tokenizer of `config.path`, or that of a model made from scratch. Raises ModelError."""
+    source = config.path or config.tokenizer
+    if source is None:
         return character_tokenizer()
-    with _one_line_errors(config.path, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(config.path, revision=config.revision)
+    with _one_line_errors(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_model(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
-    """The model of `config.path` in `config.dtype`, or a fresh Qwen3. Raises ModelError when it cannot be used."""
+def load_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model of `config.path` in `config.dtype`, or a fresh one. Raises ModelError when it cannot be used."""
     dtype = getattr(torch, config.dtype)
     if config.path is None:
-        return Qwen3ForCausalLM(_scratch(config, vocabulary)).to(dtype)
+        return AutoModelForCausalLM.from_config(_scratch(config, tokenizer)).to(dtype)
     with _one_line_errors(config.path, "config.json"):
         architecture = AutoConfig.from_pretrained(config.path, revision=config.revision)
     longest = getattr(architecture, "max_position_embeddings", config.max_context)
@@ -106,9 +108,16 @@ def _one_line_errors(path: str, what: str) -> Iterator[None]:
         raise ModelError(f"model.path={path}: cannot load its {what} ({': '.join(reason)})") from error
 
 
-def _scratch(config: ModelConfig, vocabulary: int) -> Qwen3Config:
-    return Qwen3Config(
-        vocab_size=vocabulary,
+def _scratch(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """The sizes of a fresh model, in the words of its architecture."""
+    rows = config.vocabulary or len(tokenizer)
+    if rows < len(tokenizer):
+        raise ModelError(
+            f"model.vocabulary={rows} is less than the {len(tokenizer)} tokens of the tokenizer and its tags"
+        )
+    architectures: dict[str, Any] = {"qwen3": Qwen3Config, "llama": LlamaConfig}
+    return architectures[config.architecture](
+        vocab_size=rows,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.layers,
@@ -116,12 +125,12 @@ def _scratch(config: ModelConfig, vocabulary: int) -> Qwen3Config:
         num_key_value_heads=config.kv_heads,
         head_dim=config.head_dim,
         max_position_embeddings=config.max_context,
-        tie_word_embeddings=True,
+        tie_word_embeddings=config.tied,
         initializer_range=config.initializer_range,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 

@@ -69,7 +69,7 @@ def sizes_of(model: ModelConfig) -> Sizes | None:
     if model.path is None:
         return Sizes(
             *(model.layers, model.hidden_size, model.heads, model.kv_heads, model.head_dim),
-            *(model.intermediate_size, SCRATCH_VOCABULARY, True),
+            *(model.intermediate_size, model.vocabulary or SCRATCH_VOCABULARY, model.tied),
         )
     file = Path(model.path).expanduser() / "config.json"
     if not file.exists():
@@ -130,7 +130,7 @@ def plan(config: Config, ranks: int) -> str:
 
 
 def _model(model: ModelConfig, sizes: Sizes | None) -> str:
-    name = model.path or "fresh Qwen3"
+    name = model.path or f"fresh {model.architecture.capitalize()}"
     name = name if len(name) <= 30 else f"...{name[-27:]}"
     count = f"about {_count(sizes.parameters)} parameters" if sizes else "size unknown"
     return f"{name}, {count}, {model.dtype}"

@@ -5,6 +5,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from apr_train.config import AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
+from apr_train.sampler import join_of
 from rewards.build import make_reward
 from rewards.errors import RewardError
 from rollout.errors import nearest
@@ -20,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "logger.wandb": ("online", "offline", "disabled"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("tree", "sdpa"),
+    "model.architecture": ("qwen3", "llama"),
 }
 AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
@@ -81,7 +83,7 @@ def validate(config: Config, ranks: int = 1) -> None:
     _need(bool(config.name) and "/" not in config.name, f"name={config.name!r} must be a folder name, without /")
     _check_reward(config)
     _check_scratch(config.model)
-    _check_rollout(config.rollout, config.model)
+    _check_rollout(config.rollout, config.model, flat=join_of(config) != "message")
     _need(
         config.rollout.engine != "vllm_http" or ranks == 1,
         f"rollout=vllm_http takes weights from one trainer, not from {ranks}: use rollout=vllm, one engine a rank",
@@ -217,10 +219,11 @@ def _check_scratch(model: ModelConfig) -> None:
     _need(model.head_dim % 2 == 0, f"model.head_dim={model.head_dim} must be even: rotary positions turn pairs")
 
 
-def _check_rollout(rollout: RolloutConfig, model: ModelConfig) -> None:
+def _check_rollout(rollout: RolloutConfig, model: ModelConfig, *, flat: bool) -> None:
+    """`flat`: the root reads all that its threads wrote, so a response must fit the context."""
     longest = rollout.max_response_tokens
     _need(
-        longest < model.max_context,
+        not flat or longest < model.max_context,
         f"rollout.max_response_tokens={longest} leaves no room for a prompt in model.max_context={model.max_context}",
     )
     for key, limit in (("max_response_tokens", longest), ("max_critical_tokens", rollout.max_critical_tokens)):

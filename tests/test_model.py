@@ -82,7 +82,7 @@ def test_a_chat_template_surrounds_the_problem_and_only_its_own_marks_are_specia
 def test_a_context_longer_than_the_model_is_refused(tmp_path: Path) -> None:
     path, _, _ = base_model(tmp_path, tied=True)
     with pytest.raises(ModelError, match="max_context"):
-        load_model(ModelConfig(path=str(path), max_context=65), 0)
+        load_model(ModelConfig(path=str(path), max_context=65), character_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_broken_model_folder_is_one_line_that_names_it(tmp_path: Path, file: s
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_line() -> None:
-    for load in (load_tokenizer, lambda config: load_model(config, 0)):
+    for load in (load_tokenizer, lambda config: load_model(config, character_tokenizer())):
         with pytest.raises(ModelError, match=r"^model\.path=nobody/nothing: cannot load its .*OSError: [^\n]*$"):
             load(ModelConfig(path="nobody/nothing"))
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_without_some_weights_is_refused_and_never_filled_up(tmp_pa
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"hold no model.layers.0.mlp.up_proj.weight"):
-        load_model(ModelConfig(path=str(path), max_context=64), 0)
+        load_model(ModelConfig(path=str(path), max_context=64), character_tokenizer())
 
 
 def test_a_character_without_a_token_is_refused_and_never_padding() -> None:
