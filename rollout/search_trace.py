@@ -29,7 +29,6 @@ ROOT: Node = (0,)
 MAX_CHILDREN = 32
 MAX_NUMBERS = 8
 """Numbers of a state, operations of a state, and parts of a node's name after the first: a longer line is no line."""
-MAX_LINE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +104,6 @@ class Surface:
         >>> TERSE.read("31*2=62:62") == Line("explore", numbers=(62,), operation="31*2=62")
         True
         """
-        if len(text) > MAX_LINE:
-            return None
         for kind, pattern in self._patterns.items():
             if match := pattern.fullmatch(text):
                 return self._line(kind, match)
@@ -114,7 +111,7 @@ class Surface:
 
     def tail(self, kind: Kind, text: str) -> Line | None:
         """The same for a line of one kind with something before it: a bos, a budget."""
-        match = None if len(text) > MAX_LINE else re.search(f"{self._patterns[kind].pattern}\\Z", text)
+        match = re.search(f"{self._patterns[kind].pattern}\\Z", text)
         return self._line(kind, match) if match else None
 
     def _line(self, kind: Kind, match: re.Match[str]) -> Line:

@@ -220,6 +220,7 @@ def test_a_bad_spawn_is_told_by_name(spawn: str, reason: str) -> None:
         ">0\n:62:53 22 2|\n53-22=31:2 31\n+0,1,0\n",
         ">0\n:62:53 22 2|\n53-22=31:2 " + "3" * 16 + "\n+0,0\n",
         ">0\n:62:53 22 2|\n53-22=31:2 " + "3" * 5000 + "\n+0,0\n",
+        ">0\n:62:53 22 2|" + " ".join(["1+1=2"] * 8) + "\n53-22=31:2 31\n+0,0\n",
         ">0\n:62:53 22 2|" + " ".join(["1+1=2"] * 9) + "\n53-22=31:2 31\n+0,0\n",
     ],
 )
@@ -230,6 +231,8 @@ def test_a_node_that_the_trace_does_not_really_tell_is_unknown(trace: str) -> No
 def test_what_the_trace_said_last_of_a_node_counts() -> None:
     again = TRACE_TERSE + ">0\n:62:53 22 2 4|\n53+22=75:2 4 75\n+0,0\n"
     assert states(again, TERSE)[(0, 0)] == State(62, (2, 4, 75), ("53+22=75",))
+    stated = TRACE_TERSE + ">0,0\n:62:4 31|\n"
+    assert states(stated, TERSE)[(0, 0)] == State(62, (4, 31))
     joined = TRACE_TERSE + f"{TAGS[2]}\n0+0,0\n>0,0\n:62:2 4 31|53-22=31\n4/2=2:31 2\n+0,0,1\n{TAGS[3]}\n"
     assert resolve_spawn("\n0>0,0,1\n", joined, TERSE) == [">0,0,1\n:62:31 2|53-22=31 4/2=2\n"]
 
@@ -352,6 +355,8 @@ def test_a_run_whose_parts_do_not_fit_is_refused() -> None:
 
 
 def test_the_root_of_sos_plus_is_known_though_nothing_moves_there() -> None:
-    trace = root_line(62, [53, 22, 2], moving=False) + sos_plus(62, (53, 22, 2), Random(0), beam=1)
-    assert states(trace)[(0,)] == State(62, (53, 22, 2))
-    assert states(trace)[(0, 0)] == State(62, (2, 31), ("53-22=31",))
+    start = root_line(62, [53, 22, 2], moving=False)
+    for nest in (0.0, 1.0):
+        trace = start + sos_plus(62, (53, 22, 2), Random(0), beam=1, nest=nest).split(start)[0]  # not restated
+        assert states(trace)[(0,)] == State(62, (53, 22, 2))
+        assert states(trace)[(0, 0)] == State(62, (2, 31), ("53-22=31",))
