@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward  # pyright: ignore[reportUnknownVariableType]
 from transformers.masking_utils import sdpa_mask  # pyright: ignore[reportUnknownVariableType]
 
@@ -55,22 +55,28 @@ class Part:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """What these tokens take from their rows; shapes as in `Reader`."""
-        keys, values = self.slab.kv[layer]
-        keys[self.rows, :, self.slots] = key
-        values[self.rows, :, self.slots] = value
-        keys, values = (x[self.first : self.last, :, : self.bias.shape[-1]] for x in (keys, values))
+        keys, values = self.write(layer, key, value)
         rows, heads, group, dim = self.last - self.first, keys.shape[1], self.slab.shape.group, keys.shape[3]
         if self.place is None:  # heads that share keys are further queries of the same row
             grouped = query.reshape(rows, heads, group, dim)
-            few = _products if _has_products(self.slab.shape) else _sdpa
+            few = _products if _has_products(self.slab.shape) else sdpa
             return few(grouped, keys, values, self.bias, scale).reshape(query.shape)
         grouped = query[self.place].view(rows, -1, heads, group, dim).transpose(1, 2).flatten(2, 3)
-        out = _sdpa(grouped, keys, values, self.bias, scale)
+        out = sdpa(grouped, keys, values, self.bias, scale)
         out = out.view(rows, heads, -1, group, dim).transpose(1, 2).reshape(-1, heads * group, dim)
         return out if self.real is None else out[self.real]
 
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts keys and values into their slots; all that these rows hold, each (rows, key heads, keys, dim)."""
+        keys, values = self.slab.kv[layer]
+        keys[self.rows, :, self.slots] = key
+        values[self.rows, :, self.slots] = value
+        rows, length = slice(self.first, self.last), self.bias.shape[-1]
+        return keys[rows, :, :length], values[rows, :, :length]
 
-def _sdpa(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float | None) -> Tensor:
+
+def sdpa(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float | None) -> Tensor:
+    """query (rows, heads, queries, dim); keys, values (rows, heads, keys, dim); bias (rows, 1, 1 or queries, keys)."""
     return scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scale)
 
 
@@ -157,11 +163,7 @@ def prefilling(slab: Slab, first: int, asked: Sequence[tuple[Context, Ints]]) ->
         bias[row, len(slots) :] = bias[row, len(slots) - 1]
     place = starts[:, None] + np.minimum(step, np.array(counts)[:, None] - 1)
     real = np.flatnonzero(step < np.array(counts)[:, None])
-    device, group = slab.shape.device, slab.shape.group
-
-    def on_device(array: NDArray[Any]) -> Tensor:
-        return torch.as_tensor(array, device=device)
-
+    on_device, group = slab.shape.tensor, slab.shape.group
     return Part(
         slab,
         first,
@@ -174,70 +176,6 @@ def prefilling(slab: Slab, first: int, asked: Sequence[tuple[Context, Ints]]) ->
         place=on_device(place),
         real=None if len(real) == place.size else on_device(real),
     )
-
-
-def forward(model: PreTrainedModel, parts: Sequence[Part], wanted: Ints | None) -> Tensor:
-    """One forward over all parts; float32 logits (wanted tokens, vocabulary), of all tokens when `wanted` is None."""
-    ids = torch.cat([part.ids for part in parts])
-    kept = None if wanted is None else torch.as_tensor(wanted, device=ids.device)
-    return _run(model, ids, torch.cat([part.positions for part in parts]), Batch(parts), kept)
-
-
-def _run(model: PreTrainedModel, ids: Tensor, positions: Tensor, reader: Reader, wanted: Tensor | None) -> Tensor:
-    out = model(
-        input_ids=ids[None],
-        position_ids=positions[None],
-        attention_mask=ids.new_empty(1, 1, 1, 1),  # a mask of four dimensions is handed on as it is, at no cost
-        use_cache=False,
-        logits_to_keep=0 if wanted is None else wanted,
-        reader=reader,
-    )
-    return cast(Tensor, out.logits)[0].float()
-
-
-class _Probe:
-    """Takes down what every layer's attention asks for."""
-
-    def __init__(self) -> None:
-        self.layers: list[int] = []
-        self.sizes: set[tuple[torch.Size, torch.Size, torch.Size]] = set()
-
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        self.layers.append(module.layer_idx)
-        self.sizes.add((query.shape[1:], key.shape[1:], value.shape[1:]))
-        return torch.zeros_like(query)
-
-
-@torch.inference_mode()
-def adapt(model: PreTrainedModel) -> Shape:
-    """Makes the model read slabs, and says what its keys and values are made of. It still works as before by itself.
-
-    Raises EngineError for anything but plain dense causal attention with rotations that depend on positions alone.
-    """
-    config = cast(Any, model.config)
-    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    wrong = {
-        "sliding window attention": getattr(config, "sliding_window", None) is not None,
-        "layers of several kinds": set(getattr(config, "layer_types", None) or ()) - {"full_attention"},
-        "rotary positions that depend on the length": rope.get("rope_type") in ("dynamic", "longrope"),
-        "a soft cap on scores": getattr(config, "attn_logit_softcapping", None) is not None,
-    }
-    for what, is_wrong in wrong.items():
-        if is_wrong:
-            raise EngineError(f"the torch engine cannot sample a model with {what}: use rollout=vllm")
-    probe = _Probe()
-    try:
-        cast(Any, model).set_attn_implementation(NAME)
-        zero = torch.zeros(1, dtype=torch.int64, device=model.device)
-        _run(model, zero, zero, probe, None)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise EngineError(f"the torch engine cannot sample {type(model).__name__}: {error}") from error
-    if probe.layers != list(range(config.num_hidden_layers)) or len(probe.sizes) != 1:
-        raise EngineError(f"{type(model).__name__} is no plain decoder: the torch engine cannot sample it")
-    ((query, key, value),) = probe.sizes
-    if key != value or query[0] % key[0]:
-        raise EngineError(f"{type(model).__name__} has keys and values of other shapes than the torch engine's")
-    return Shape(len(probe.layers), key[0], query[0] // key[0], key[1], model.dtype, model.device)
 
 
 def _attention(

@@ -4,9 +4,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rollout.view import View
@@ -35,6 +36,10 @@ class Shape:
     @property
     def token_bytes(self) -> int:
         return 2 * self.layers * self.heads * self.dim * self.dtype.itemsize
+
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """The array on the device."""
+        return torch.as_tensor(array, device=self.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

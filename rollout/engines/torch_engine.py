@@ -1,10 +1,9 @@
 """A sampler on plain transformers models: serves any view, computes no token twice, and is the oracle of the others."""
 
 import asyncio
-import copy
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,13 +11,15 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rollout.engine import Completion, EngineError, Prompt, Sampling
 from rollout.engines.calls import EngineStats, Seeds, check_call, first_line, settle, together
-from rollout.engines.torch_attention import Context, Ints, Part, adapt, decoding, forward, prefilling
-from rollout.engines.torch_cache import Rows, State, Store
-from rollout.engines.torch_sampling import Call, sample
+from rollout.engines.torch_attention import Context, Ints, Part, decoding, prefilling
+from rollout.engines.torch_cache import Rows, Slab, State, Store
+from rollout.engines.torch_model import adapt, forward, load_model, take_weights
+from rollout.engines.torch_sampling import Call, Stream, sample
+from rollout.engines.torch_together import Mode, Session, frequencies
 from rollout.view import View
 
 Result = TypeVar("Result")
@@ -28,17 +29,20 @@ _PREFILL_AREA = 1 << 24
 """Most queries x keys, padding included, that one forward prefills: the mask of as many floats is made."""
 
 
+Job = Call | Session
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Work:
-    """A part of a forward and the calls that get a token from it: one from each of its tokens, or from those in `ends`.
-
-    `new`: of each call that begins, the slots whose keys and values nobody held.
-    """
+    """A part of a forward, and the streams that get a token from it: after each of its tokens, or after those in
+    `ends`. `then` is called with the sampled tokens (streams,)."""
 
     part: Part
-    calls: Sequence[Call]
-    ends: Ints | None = None
-    new: Sequence[list[int]] | None = None
+    streams: Sequence[Stream]
+    jobs: Sequence[Job]
+    """Whose each stream is."""
+    ends: Ints | None
+    then: Callable[[Tensor], None]
 
 
 class TorchEngine:
@@ -71,7 +75,7 @@ class TorchEngine:
     ) -> None:
         """A model is copied; the device is CUDA where there is one. Raises EngineError for what cannot be served."""
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._model = _load_model(model_or_path, dtype, where)
+        self._model = load_model(model_or_path, dtype, where)
         longest = getattr(self._model.config, "max_position_embeddings", None) or max_context
         if longest < max_context:
             raise EngineError(f"the model holds {longest} tokens, model.max_context is {max_context}: lower it")
@@ -90,8 +94,9 @@ class TorchEngine:
 
     def _reset(self) -> None:
         self._rows = Rows(self._shape)
-        self._queue: deque[Call] = deque()
-        self._waiting: dict[Call, None] = {}
+        self._queue: deque[Job] = deque()
+        self._waiting: dict[Job, None] = {}
+        self._sessions: list[Session] = []
         self._in_flight = self._reserved = 0
 
     def reseed(self, seed: int) -> None:
@@ -100,18 +105,43 @@ class TorchEngine:
 
     async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         """Samples one continuation. Raises EngineError for a call that cannot be served."""
-        view = prompt if isinstance(prompt, View) else View((tuple(prompt),), ((),), (0,))
-        call = self._call(view, sampling)
-        self._queue.append(call)
-        self._waiting[call] = None
+        return await self._serve(self._call(_view(prompt), sampling))
+
+    async def complete_together(
+        self,
+        prompt: Prompt,
+        headers: Sequence[tuple[int, ...]],
+        samplings: Sequence[Sampling],
+        *,
+        stride: int,
+        mode: Mode,
+        threads: Sequence[tuple[int, ...]] = (),
+    ) -> list[Completion]:
+        """Samples one continuation of each header in lockstep, one token each per step.
+
+        A header sees the prompt and itself, and its last token predicts the thread's first. A sampled token sees the
+        prompt, all headers, its own earlier tokens and what the others sampled in strictly earlier steps, their last
+        tokens included. Keys and values of the prompt and the headers are kept, those of sampled tokens are not.
+
+        group_think: header n starts at position `end of the prompt + n * stride`. hogwild (`stride` is not read): for
+        each reader the prompt, the other threads' tokens so far in their order, and its own run on without a gap; a
+        key that was computed under other positions is turned to where the reader finds it, and stays what it was.
+
+        Raises EngineError for a call that cannot be served.
+        """
+        return await self._serve(self._session(_view(prompt), headers, samplings, stride, mode))
+
+    async def _serve(self, job: Job) -> Any:
+        self._queue.append(job)
+        self._waiting[job] = None
         self._calls += 1
         if self._driver is None or self._driver.done():
             self._driver = asyncio.create_task(self._drive())
         try:
-            return await call.future
+            return await job.future
         finally:
-            if call in self._waiting:  # the caller was cancelled
-                self._drop(call)
+            if job in self._waiting:  # the caller was cancelled
+                self._drop(job)
 
     def run(self, coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
         """Runs coroutines that call this engine; results in order. The first exception cancels the others."""
@@ -125,20 +155,7 @@ class TorchEngine:
         if self._waiting:
             raise EngineError(f"{len(self._waiting)} calls are being sampled: load weights between rollouts")
         self._store.clear()
-        missing = dict(self._model.named_parameters())
-        every = dict(self._model.named_parameters(remove_duplicate=False))
-        with torch.no_grad():
-            for name, tensor in named_tensors:
-                if name not in every:
-                    raise EngineError(f"the model refuses the trainer's weights: it has no parameter {name}")
-                if name not in missing:  # a second name of a tied parameter
-                    continue
-                if every[name].shape != tensor.shape:
-                    says = f"{name} is {tuple(tensor.shape)}, not {tuple(every[name].shape)}"
-                    raise EngineError(f"the model refuses the trainer's weights: {says}")
-                missing.pop(name).copy_(tensor)
-        if missing:
-            raise EngineError(f"{len(missing)} parameters were not sent, e.g. {min(missing)}: send all of them")
+        take_weights(self._model, named_tensors)
         self.policy_version += 1
 
     def close(self) -> None:
@@ -148,34 +165,67 @@ class TorchEngine:
         del self._model
 
     def _call(self, view: View, sampling: Sampling) -> Call:
-        ids = view.ids
-        check_call(range(view.end if ids else 0), sampling, self.max_context)
-        if not 0 <= min(ids) <= max(ids) < self._vocabulary:
-            raise EngineError(f"a prompt id is outside the model's vocabulary of {self._vocabulary}: wrong tokenizer?")
-        needs = self._shape.token_bytes * Rows.capacity(len(ids) + sampling.max_tokens)
-        if needs > self._limit:
+        self._check(view.ids, view.end, sampling)
+        needs = self._shape.token_bytes * Rows.capacity(len(view.ids) + sampling.max_tokens)
+        self._check_bytes(needs, len(view.ids) + sampling.max_tokens)
+        states, begin = self._store.states(view)
+        future = asyncio.get_running_loop().create_future()
+        return Call(view, self._stream(sampling), future, Context(view), states, begin, needs)
+
+    def _session(
+        self, view: View, headers: Sequence[tuple[int, ...]], samplings: Sequence[Sampling], stride: int, mode: Mode
+    ) -> Session:
+        if not headers or not all(headers):
+            raise EngineError("a thread needs a header: its last token predicts the first sampled one")
+        if len(headers) > self.max_in_flight:
+            raise EngineError(f"{len(headers)} threads together are more than max_in_flight={self.max_in_flight}")
+        for header, sampling in zip(headers, samplings, strict=True):
+            self._check([*view.ids, *header], view.end + len(header), sampling)
+        angles = frequencies(self._model, self._shape) if mode == "hogwild" else None
+        streams = [self._stream(sampling) for sampling in samplings]
+        future = asyncio.get_running_loop().create_future()
+        session = Session(view, headers, streams, stride, angles, future, self._shape)
+        if session.ends_at > self.max_context:
             raise EngineError(
-                f"a call of {len(ids)} + {sampling.max_tokens} tokens needs {needs / _GIB:.3g} GiB of keys and values: "
-                f"raise kv_cache_gib from {self._limit / _GIB:.3g}"
+                f"{len(headers)} threads together reach position {session.ends_at}, which does not fit "
+                f"model.max_context={self.max_context}: ask for less, or raise it"
             )
+        self._check_bytes(session.bytes, session.slots)
+        session.states, _ = self._store.states(session.whole)
+        return session
+
+    def _stream(self, sampling: Sampling) -> Stream:
         generator = torch.Generator(self._shape.device)
         generator.manual_seed(self._seeds.of(sampling))
-        future = asyncio.get_running_loop().create_future()
-        return Call(view, sampling, generator, future, Context(view), *self._store.states(view), needs)
+        return Stream(sampling, generator)
 
-    def _drop(self, call: Call) -> None:
-        """Forgets a call, and gives its row back."""
-        del self._waiting[call]
-        if call.row < 0:
-            self._queue.remove(call)
+    def _check(self, ids: list[int], end: int, sampling: Sampling) -> None:
+        check_call(range(end if ids else 0), sampling, self.max_context)
+        if not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            raise EngineError(f"a prompt id is outside the model's vocabulary of {self._vocabulary}: wrong tokenizer?")
+
+    def _check_bytes(self, needs: int, tokens: int) -> None:
+        if needs > self._limit:
+            raise EngineError(
+                f"a call of up to {tokens} tokens needs {needs / _GIB:.3g} GiB of keys and values: "
+                f"raise kv_cache_gib from {self._limit / _GIB:.3g}"
+            )
+
+    def _drop(self, job: Job) -> None:
+        """Forgets a job, and gives its row back."""
+        del self._waiting[job]
+        if job.row < 0:
+            self._queue.remove(job)
             return
-        call.slab.shut(call)
-        self._in_flight -= 1
-        self._reserved -= call.bytes
+        if isinstance(job, Session):
+            self._sessions.remove(job)
+        job.slab.shut(job)
+        self._in_flight -= job.size
+        self._reserved -= job.bytes
 
     async def _drive(self) -> None:
         """Lets callers go on until none can, decodes one token for every call in flight, hands out what is finished."""
-        finished: list[tuple[Call, Completion]] = []
+        finished: list[Job] = []
         first = True
         while self._waiting:
             # Nobody waits for a step that ended no call, but for what comes from elsewhere.
@@ -188,129 +238,160 @@ class TorchEngine:
             except Exception as error:
                 waiting = list(self._waiting)
                 self._reset()
-                for call in waiting:
-                    call.future.set_exception(EngineError(f"the model failed while decoding: {first_line(error)}"))
+                for job in waiting:
+                    job.future.set_exception(EngineError(f"the model failed while decoding: {first_line(error)}"))
                 return
-            for call, completion in finished:
-                call.future.set_result(completion)
+            for job in finished:
+                if isinstance(job, Session):
+                    job.future.set_result(job.completions)
+                else:
+                    job.future.set_result(job.stream.completion)
 
     @torch.inference_mode()
-    def _step(self) -> list[tuple[Call, Completion]]:
-        """One token for each call in flight, those that now begin included; the calls that ended with it."""
+    def _step(self) -> list[Job]:
+        """One token for each stream in flight, those that now begin included; the jobs that ended with it."""
         self._rows.grow()
-        work = [
-            Work(decoding(slab, len(slab.owners)), cast(list[Call], slab.owners.copy()))
-            for slab in self._rows.slabs.values()
-            if slab.owners
-        ]
-        finished: list[tuple[Call, Completion]] = []
+        work = [self._decode(slab) for slab in self._rows.slabs.values() if slab.owners]
+        for session in self._sessions:
+            part, streams, ends = session.step()
+            work.append(Work(part, streams, [session] * len(streams), ends, lambda _: None))
+        finished: list[Job] = []
         while work := work + self._admit():
             finished += self._forward(work)
             work = []
-        for call, completion in finished:
-            known = len(call.states)
-            kept = call.slab.copy(call, slice(known, known + len(completion.ids) - 1))
-            self._store.keep(self._store.follow(call.begin, completion.ids[:-1]), kept)
-            self._drop(call)
-            self.stats.sampled_tokens += len(completion.ids)
-            self.stats.prompt_tokens += known
-        self._store.evict(self._limit - self._rows.bytes)
+        for job in finished:
+            if isinstance(job, Call):
+                known, ids = len(job.states), job.stream.ids[:-1]
+                kept = job.slab.copy(job, slice(known, known + len(ids)))
+                self._store.keep(self._store.follow(job.begin, tuple(ids)), kept)
+            self._drop(job)
+            self.stats.sampled_tokens += sum(len(stream.ids) for stream in job.streams)
+            self.stats.prompt_tokens += len(job.states)
+        sessions = sum(session.slab.bytes for session in self._sessions)
+        self._store.evict(self._limit - self._rows.bytes - sessions)
         self.stats.steps += 1
         return finished
 
+    def _decode(self, slab: Slab) -> Work:
+        calls = cast(list[Call], slab.owners.copy())
+        part = decoding(slab, len(calls))
+
+        def then(tokens: Tensor) -> None:
+            slab.last_id[: len(calls)] = tokens
+
+        return Work(part, [call.stream for call in calls], calls, None, then)
+
     def _admit(self) -> list[Work]:
-        """Gives rows to calls of the queue; one that needs what another is about to compute waits for its next turn."""
+        """Gives rows to jobs of the queue; one that needs what another is about to compute waits for its next turn."""
         begun: list[tuple[Call, list[int]]] = []
-        later: list[Call] = []
+        together: list[Work] = []
+        later: list[Job] = []
         computing: set[State] = set()
         area = 0
         while self._queue and area < _PREFILL_AREA and self._has_room(self._queue[0]):
-            call = self._queue.popleft()
-            missing = self._store.missing(call.states)
-            new = {call.states[slot] for slot in missing}
+            job = self._queue.popleft()
+            missing = self._store.missing(job.states)
+            new = {job.states[slot] for slot in missing}
             if not computing.isdisjoint(new):
-                later.append(call)
+                later.append(job)
                 continue
             computing |= new
-            begun.append((call, missing))
-            area += (len(missing) + 1) * len(call.states)
-            self._in_flight += 1
-            self._reserved += call.bytes
+            area += (len(missing) + 1) * len(job.states)
+            self._in_flight += job.size
+            self._reserved += job.bytes
+            if isinstance(job, Session):
+                together.append(self._begin_session(job, missing))
+            else:
+                begun.append((job, missing))
         self._queue.extendleft(reversed(later))
-        # Neighbours share a padded part: alike in capacity and in what they lack.
-        begun.sort(key=lambda item: (Rows.capacity(len(item[0].states)), len(item[1])))
-        groups: list[list[tuple[Call, list[int]]]] = []
-        for item in begun:
-            first = groups[-1][0] if groups else item
-            same_slab = Rows.capacity(len(item[0].states)) == Rows.capacity(len(first[0].states))
-            if not groups or not same_slab or len(item[1]) > 2 * len(first[1]) + 8:
-                groups.append([])
-            groups[-1].append(item)
-        return [self._begin(group) for group in groups]
+        return [*together, *(self._begin(group) for group in _alike(begun))]
 
-    def _has_room(self, call: Call) -> bool:
-        return self._in_flight < self.max_in_flight and self._reserved + call.bytes <= self._limit
+    def _has_room(self, job: Job) -> bool:
+        return self._in_flight + job.size <= self.max_in_flight and self._reserved + job.bytes <= self._limit
 
     def _begin(self, group: Sequence[tuple[Call, list[int]]]) -> Work:
         """Opens rows with what is held; what is missing, and the last token for its output, is left to one part."""
-        slab = self._rows.slab(len(group[0][0].states))
-        slab.fit(len(slab.owners) + len(group), max(len(call.states) for call, _ in group))
+        calls = [call for call, _ in group]
+        slab = self._rows.slab(len(calls[0].states))
+        slab.fit(len(slab.owners) + len(group), max(len(call.states) for call in calls))
         asked: list[tuple[Context, Ints]] = []
         for call, missing in group:
-            last = len(call.states) - 1
-            slab.open(call, last + 1)
+            slab.open(call, len(call.states))
             self._store.load(call.states, slab.of(call))
-            slots = np.array([*missing, last] if last not in missing[-1:] else missing, dtype=np.int64)
-            self.stats.prefilled_tokens += len(slots)
-            self.stats.cached_tokens += last + 1 - len(slots)
-            asked.append((call.context, self._shorten(call, slots)))
-        part = prefilling(slab, group[0][0].row, asked)
-        ends = np.cumsum([len(slots) for _, slots in asked]) - 1
-        return Work(part, [call for call, _ in group], ends, [missing for _, missing in group])
+            asked.append((call.context, self._to_compute(call, missing, [len(call.states) - 1])))
+        part = prefilling(slab, calls[0].row, asked)
 
-    def _shorten(self, call: Call, slots: Ints) -> Ints:
-        """Computes the first of many missing tokens in forwards of their own; what is left for the common one."""
-        most = max(1, _PREFILL_AREA // len(call.states))
+        def then(tokens: Tensor) -> None:
+            for call, missing in group:
+                slab.ready(call, len(call.states), call.view.end)
+                self._store.keep([call.states[slot] for slot in missing], slab.copy(call, missing))
+            slab.last_id[part.first : part.last] = tokens
+
+        ends = np.cumsum([len(slots) for _, slots in asked]) - 1
+        return Work(part, [call.stream for call in calls], calls, ends, then)
+
+    def _begin_session(self, session: Session, missing: list[int]) -> Work:
+        session.open(self._store)
+        self._sessions.append(session)
+        slots = self._to_compute(session, missing, list(session.ends))
+        part = prefilling(session.slab, 0, [(session.context, slots)])
+
+        def then(_: Tensor) -> None:
+            self._store.keep([session.states[slot] for slot in missing], session.slab.copy(session, missing))
+
+        return Work(part, session.streams, [session] * session.size, np.searchsorted(slots, session.ends), then)
+
+    def _to_compute(self, job: Job, missing: list[int], ends: list[int]) -> Ints:
+        """The slots for the common forward: what is missing, and those whose output is needed.
+
+        The first of very many are computed at once, in forwards of their own.
+        """
+        slots = np.unique(np.array([*missing, *ends], dtype=np.int64))
+        self.stats.prefilled_tokens += len(slots)
+        self.stats.cached_tokens += len(job.states) - len(slots)
+        most = max(len(job.states) - ends[0], _PREFILL_AREA // len(job.states))
         while len(slots) > most:
-            part = prefilling(call.slab, call.row, [(call.context, slots[:most])])
+            cut = min(most, len(slots) - most)
+            part = prefilling(job.slab, job.row, [(job.context, slots[:cut])])
             forward(self._model, [part], np.zeros(1, dtype=np.int64))  # for its keys and values only
-            slots = slots[most:]
+            slots = slots[cut:]
         return slots
 
-    def _forward(self, work: Sequence[Work]) -> list[tuple[Call, Completion]]:
-        """One forward, and a sampled token for each call; the calls that ended."""
-        calls = [call for item in work for call in item.calls]
+    def _forward(self, work: Sequence[Work]) -> list[Job]:
+        """One forward, and a sampled token for each stream; the jobs that ended."""
+        streams = [stream for item in work for stream in item.streams]
         starts = np.cumsum([0, *(len(item.part.ids) for item in work)])
         wanted = None
-        if starts[-1] > len(calls):  # the logits of other tokens are not computed
-            ends = [item.ends if item.ends is not None else np.arange(len(item.calls)) for item in work]
+        if starts[-1] > len(streams):  # the logits of other tokens are not computed
+            ends = [np.arange(len(item.streams)) if item.ends is None else item.ends for item in work]
             wanted = np.concatenate([own + start for own, start in zip(ends, starts, strict=False)])
         logits = forward(self._model, [item.part for item in work], wanted)
-        tokens, logprobs = sample(logits, calls)
+        tokens, logprobs = sample(logits, streams)
         done = 0
         for item in work:
-            slab, part, count = item.part.slab, item.part, len(item.calls)
-            for call, new in zip(item.calls, item.new, strict=True) if item.new else ():
-                slab.ready(call, len(call.states), call.view.end)
-                self._store.keep([call.states[slot] for slot in new], slab.copy(call, new))
-            slab.last_id[part.first : part.last] = tokens[done : done + count]
-            done += count
+            item.then(tokens[done : done + len(item.streams)])
+            done += len(item.streams)
+        jobs = [job for item in work for job in item.jobs]
         ids, values = cast(list[int], tokens.tolist()), cast(list[float], logprobs.tolist())  # pyright: ignore[reportUnknownMemberType]
-        taken = zip(calls, ids, values, strict=True)
-        return [(call, ended) for call, token, logprob in taken if (ended := call.take(token, logprob))]
+        finished: list[Job] = []
+        for job, stream, token, logprob in zip(jobs, streams, ids, values, strict=True):
+            if stream.take(token, logprob) and all(each.finish for each in job.streams):
+                finished.append(job)
+        return finished
 
 
-def _load_model(model_or_path: PreTrainedModel | str | Path, dtype: str, device: torch.device) -> PreTrainedModel:
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise EngineError(f"{dtype} is no dtype: use float32, bfloat16 or float16")
-    if isinstance(model_or_path, PreTrainedModel):
-        model = copy.deepcopy(model_or_path)
-    elif Path(model_or_path).is_dir() and not (Path(model_or_path) / "config.json").is_file():
-        raise EngineError(f"{model_or_path} is no model folder: it has no config.json (save_pretrained writes one)")
-    else:
-        try:
-            model = cast(Any, AutoModelForCausalLM).from_pretrained(model_or_path, dtype=kind)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise EngineError(f"transformers cannot load {model_or_path}: {first_line(error)}") from error
-    return cast(Any, model).to(device, kind).eval().requires_grad_(False)
+def _view(prompt: Prompt) -> View:
+    return prompt if isinstance(prompt, View) else View((tuple(prompt),), ((),), (0,))
+
+
+def _alike(begun: list[tuple[Call, list[int]]]) -> list[list[tuple[Call, list[int]]]]:
+    """Calls with what each lacks, in groups that can share a padded part: of one slab, and of similar need."""
+    groups: list[list[tuple[Call, list[int]]]] = []
+    least = (0, 0)
+    for call, missing in sorted(begun, key=lambda item: (Rows.capacity(len(item[0].states)), len(item[1]))):
+        need = (Rows.capacity(len(call.states)), len(missing))
+        if not groups or need[0] != least[0] or need[1] > 2 * least[1] + 8:
+            groups.append([])
+            least = need
+        groups[-1].append((call, missing))
+    return groups

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +15,42 @@ from rollout.view import View
 
 
 @dataclass(eq=False, slots=True)
+class Stream:
+    """What is sampled for one completion, and how."""
+
+    sampling: Sampling
+    generator: torch.Generator
+    ids: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+
+    finish: Literal["stop", "length"] | None = None
+
+    def take(self, token: int, logprob: float) -> bool:
+        """Appends a sampled token; whether it was the last."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        most, race = self.sampling.max_tokens, self.sampling.race
+        if race is not None and race.best is not None:
+            most = min(most, race.best)
+        if token in self.sampling.stop_ids:
+            self.finish = "stop"
+        elif len(self.ids) >= most:
+            self.finish = "length"
+        return self.finish is not None
+
+    @property
+    def completion(self) -> Completion:
+        """Once the last token is there."""
+        assert self.finish is not None
+        return Completion(tuple(self.ids), tuple(self.logprobs), self.finish)
+
+
+@dataclass(eq=False, slots=True)
 class Call:
     """One request on its way: in the queue until it has a row, then one token longer with each step."""
 
     view: View
-    sampling: Sampling
-    generator: torch.Generator
+    stream: Stream
     future: "asyncio.Future[Completion]"
     context: Context
     states: list[State]
@@ -27,44 +58,37 @@ class Call:
     """The state that the sampled tokens follow."""
     bytes: int
     """Of the row that the call may come to need."""
-    ids: list[int] = field(default_factory=list[int])
-    logprobs: list[float] = field(default_factory=list[float])
+    size: ClassVar[int] = 1
+    """Completions."""
     slab: Slab = field(init=False)
     row: int = -1
     length: int = 0
 
-    def take(self, token: int, logprob: float) -> Completion | None:
-        """Appends a sampled token; the completion if it was the last."""
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        most, race = self.sampling.max_tokens, self.sampling.race
-        if race is not None and race.best is not None:
-            most = min(most, race.best)
-        if token in self.sampling.stop_ids:
-            return Completion(tuple(self.ids), tuple(self.logprobs), "stop")
-        return Completion(tuple(self.ids), tuple(self.logprobs), "length") if len(self.ids) >= most else None
+    @property
+    def streams(self) -> tuple[Stream]:
+        return (self.stream,)
 
 
-def sample(logits: Tensor, calls: Sequence[Call]) -> tuple[Tensor, Tensor]:
-    """A token for each call (calls,) and its log-prob under the distribution it was drawn from (calls,).
+def sample(logits: Tensor, streams: Sequence[Stream]) -> tuple[Tensor, Tensor]:
+    """A token for each stream (streams,) and its log-prob under the distribution it was drawn from (streams,).
 
-    logits (calls, vocabulary), float32, which are overwritten.
+    logits (streams, vocabulary), float32, which are overwritten.
     """
     banned: dict[tuple[int, ...], list[int]] = {}
-    for row, call in enumerate(calls):
-        if call.sampling.banned_ids:
-            banned.setdefault(call.sampling.banned_ids, []).append(row)
+    for row, stream in enumerate(streams):
+        if stream.sampling.banned_ids:
+            banned.setdefault(stream.sampling.banned_ids, []).append(row)
     for ids, rows in banned.items():
         logits[torch.tensor(rows)[:, None], list(ids)] = -torch.inf
-    heat = [call.sampling.temperature for call in calls]
+    heat = [stream.sampling.temperature for stream in streams]
     if any(each not in (0.0, 1.0) for each in heat):
         logits /= torch.tensor([each or 1.0 for each in heat], device=logits.device)[:, None]
     logprobs = logits.log_softmax(-1)
     if any(heat):
         noise = torch.ones_like(logits)
-        for row, call in zip(noise.unbind(), calls, strict=True):
-            if call.sampling.temperature:
-                row.exponential_(generator=call.generator)
+        for row, stream in zip(noise.unbind(), streams, strict=True):
+            if stream.sampling.temperature:
+                row.exponential_(generator=stream.generator)
         tokens = logits.softmax(-1).div_(noise).argmax(-1)
     else:
         tokens = logits.argmax(-1)
