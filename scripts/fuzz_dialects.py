@@ -13,6 +13,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -28,20 +29,23 @@ from rollout.trajectory import Event, Outcome, Trajectory
 from rollout.view import View
 
 MAX_CONTEXT = 160
+SCALE = {"apr": 6}
+"""How many times longer texts are in a dialect of characters and lines."""
+PROMPTS = {"apr": ">0\n:12:3 4 5|\n"}
 
 
 class FuzzEngine:
     """Samples garbage that knows the tags; counts its streams."""
 
-    def __init__(self, rng: random.Random, tags: Ids, words: Ids, scripts: list[Script]) -> None:
+    def __init__(self, rng: random.Random, tags: Ids, words: Ids, scripts: list[Script], scale: int) -> None:
         self.rng, self.tags, self.words = rng, tags, words
-        self.turns: dict[tuple[int, int], list[Ids]] = {}  # by depth and number
+        self.turns: dict[tuple[int, ...], list[Ids]] = {}  # by depth, thread and number
         for script in scripts:
             for thread, turns in script.items():
                 for number, turn in enumerate(turns):
-                    self.turns.setdefault((len(thread), number), []).append(turn)
+                    self.turns.setdefault((len(thread), *thread[-1:], number), []).append(turn)
         self.asked: dict[tuple[int, ...], int] = {}
-        self.max_context, self.streams, self.longest = MAX_CONTEXT, 0, 0
+        self.max_context, self.streams = MAX_CONTEXT * scale, 0
 
     async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         self.streams += 1
@@ -49,7 +53,7 @@ class FuzzEngine:
         assert sum(map(len, view.pieces)) + sampling.max_tokens <= self.max_context, "a call does not fit the engine"
         rng = self.rng
         number = self.asked[thread] = self.asked.get(thread, -1) + 1
-        known = self.turns.get((len(thread), number)) or self.turns[(0, 0)]
+        known = self.turns.get((len(thread), *thread[-1:], number)) or self.turns[(0, 0)]
         ids = self._changed(rng.choice(known)) if rng.random() < 0.8 else self._garbage(rng.randint(1, 40))
         stop = next((i + 1 for i, token in enumerate(ids) if token in sampling.stop_ids), None)
         if stop is None or stop > sampling.max_tokens:
@@ -88,22 +92,22 @@ def fuzz(name: str, join: str, streams: int, seed: int) -> Tally:
     """Runs trajectories until so many streams were sampled; raises at the first flaw."""
     rng = random.Random(f"{seed}/{name}/{join}")
     tokenizer = character_tokenizer()
-    options = SETTINGS.get(name, {})
+    options, scale = SETTINGS.get(name, {}), SCALE.get(name, 1)
     tags = dialect_class(name).tags(options)
     register_tags(tokenizer, tags)
     tokens = Tokens(tokenizer)
     dialect = make_dialect(name, tokens, join, options)
     scripts = scripts_of(name, dialect, rng, 200)
-    engine = FuzzEngine(rng, (*map(tokens.tag, tags), tokens.eos), tokens.text("ab1: 2,\n"), scripts)
+    engine = FuzzEngine(rng, (*map(tokens.tag, tags), tokens.eos), tokens.text("ab1: 2,\n"), scripts, scale)
+    prompt = tokens.prompt(PROMPTS.get(name, "a3="))
     tally, started = Tally(), time.perf_counter()
 
     async def batch() -> None:
         for _ in range(200):
-            budget = random_budget(rng)
+            budget = random_budget(rng, scale)
             engine.asked.clear()
-            prompt = tokens.prompt("a3=")
             trajectory = await run_trajectory(engine, dialect, "p", prompt, budget)
-            examine(trajectory, dialect, budget, tally)
+            examine(trajectory, dialect, budget, engine.max_context, tally)
 
     while engine.streams < streams:
         asyncio.run(batch())
@@ -111,19 +115,19 @@ def fuzz(name: str, join: str, streams: int, seed: int) -> Tally:
     return tally
 
 
-def random_budget(rng: random.Random) -> Budget:
+def random_budget(rng: random.Random, scale: int) -> Budget:
     return Budget(
-        response=rng.randint(24, 140),
+        response=rng.randint(24, 140) * scale,
         answer=rng.randint(1, 8),
         threads=rng.choice((4, 16)),
         blocks=rng.choice((1, 2, 6)),
-        critical=rng.choice((None, None, rng.randint(24, 90))),
-        thread=rng.choice((None, None, rng.randint(1, 30))),
+        critical=rng.choice((None, None, rng.randint(24, 90) * scale)),
+        thread=rng.choice((None, None, rng.randint(1, 30) * scale)),
         depth=rng.randint(1, 3),
     )
 
 
-def examine(trajectory: Trajectory, dialect: Dialect, budget: Budget, tally: Tally) -> None:
+def examine(trajectory: Trajectory, dialect: Dialect, budget: Budget, context: int, tally: Tally) -> None:
     """What must hold of every trajectory, whatever was sampled."""
     lengths = measure(trajectory)
     assert trajectory.outcome in get_args(Outcome)
@@ -136,7 +140,7 @@ def examine(trajectory: Trajectory, dialect: Dialect, budget: Budget, tally: Tal
     for call in trajectory.calls:
         segment = trajectory.segments[call.sampled]
         sampled[segment.thread] = sampled.get(segment.thread, 0) + len(segment.ids)
-        assert len(trajectory.context_ids(call)) + len(segment.ids) <= MAX_CONTEXT
+        assert len(trajectory.context_ids(call)) + len(segment.ids) <= context
         trajectory.view(call)
     if budget.thread is not None:
         assert all(count <= budget.thread for name, count in sampled.items() if name)
@@ -150,12 +154,12 @@ def examine(trajectory: Trajectory, dialect: Dialect, budget: Budget, tally: Tal
         tally.events[call.event] = tally.events.get(call.event, 0) + 1
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=20_000, help="per dialect and join")
     parser.add_argument("--dialect", choices=sorted(DIALECTS), help="one of them; all without it")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     rows = []
     for name in [arguments.dialect] if arguments.dialect else DIALECTS:
         for join in dialect_class(name).joins[:1]:
