@@ -203,7 +203,12 @@ def test_greedy_tokens_equal_generate(engine: TorchEngine) -> None:
     asked, model = prompts(8, 20), tiny_qwen3(0)
     options = {"do_sample": False, "max_new_tokens": 30, "min_new_tokens": 30, "eos_token_id": None}
     expected = model.generate(torch.tensor(asked), **options)[:, 20:].tolist()
-    assert [list(done.ids) for done in sample(engine, [*asked], Sampling(30, (), temperature=0.0))] == expected
+    greedy = [engine.complete(prompt, Sampling(30, (), temperature=0.0)) for prompt in asked]
+    hot = [engine.complete(prompt, Sampling(20, (), temperature=1.5)) for prompt in prompts(3, 10, seed=1)]
+    done = [list(completion.ids) for completion in engine.run([*greedy[:4], *hot, *greedy[4:]])]
+    assert [*done[:4], *done[7:]] == expected
+    assert [list(c.ids) for c in sample(engine, [*asked], Sampling(30, (), temperature=0.0))] == expected
+    assert sum(kept.kv.shape[3] for kept in engine._store._runs.values()) == len(engine._store._at)  # nothing twice
 
 
 def test_tokens_follow_from_seed_and_index_alone(engine: TorchEngine) -> None:

@@ -117,8 +117,8 @@ class Store:
             index = end
 
     def keep(self, states: Sequence[State], kv: Tensor) -> None:
-        """Takes keys and values (layers, 2, heads, tokens, dim) that nobody else writes to."""
-        if not states:
+        """Takes keys and values (layers, 2, heads, tokens, dim) that nobody else writes to, unless all are held."""
+        if not self.missing(states):
             return
         run = _Run(tuple(states), kv)
         self._runs[id(run)] = run
