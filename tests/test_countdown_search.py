@@ -170,6 +170,11 @@ def test_leftover_numbers_are_refused_where_the_published_checker_took_them() ->
     assert countdown_search(hidden, "6 from 3 3 7", TERSE) == "wrong"
 
 
+@pytest.mark.parametrize("answer", ["9 from 3 5", "9 from 3", "9 from 3 3 3", "9 from 1 9", "18 from 3 3"])
+def test_a_way_that_starts_from_other_numbers_is_refused_however_sound_it_is(answer: str) -> None:
+    assert countdown_search(terse_way(9, "3 3", ["3*3=9"]), answer, TERSE) == "wrong"
+
+
 def test_the_surface_is_the_tasks_and_not_the_policys_choice() -> None:
     assert countdown_search(terse_way(9, "3 3", ["3*3=9"]), "9 from 3 3", FULL) == "unparsable"
     assert countdown_search(WAY, REFERENCE, TERSE) == "unparsable"
@@ -220,6 +225,8 @@ def test_a_long_response_is_judged_by_its_end_alone() -> None:
     assert countdown_search("x" * 3_000_000 + "\n" + WAY, REFERENCE) == "correct"
     assert countdown_search("Moving to Node #0\n" * 100_000 + "62,62 equal: Goal Reached\n", REFERENCE) == "unparsable"
     assert countdown_search(WAY.replace("62", "6" * 100_000), REFERENCE) == "unparsable"
+    start = "".join(WAY.splitlines(True)[:2])
+    assert countdown_search(start + "33,62 unequal: No Solution\n" * 40 + SEARCH, REFERENCE) == "unparsable"
 
 
 # --- the task ---------------------------------------------------------------------------------------------------------
