@@ -50,7 +50,7 @@ class DataConfig:
     """Which task, and how many problems of it."""
 
     task: str = MISSING
-    """arithmetic | multiplication | countdown | countdown_search (dialect=apr) | jsonl"""
+    """arithmetic | multiplication | countdown | countdown_search (dialect=apr) | jsonl | corpus"""
     train_problems: int = 4096
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -11,7 +11,7 @@ from rewards.errors import RewardError
 from rollout.errors import nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "data.task": ("arithmetic", "multiplication", "countdown", "countdown_search", "jsonl"),
+    "data.task": ("arithmetic", "multiplication", "countdown", "countdown_search", "jsonl", "corpus"),
     "algorithm.baseline": ("group_mean", "leave_one_out"),
     "algorithm.scale_rewards": ("none", "group", "batch"),
     "algorithm.credit": (*("broadcast", "root_only", "frozen_threads", "ratio_scaled", "node_local", "per_call_mean"),),

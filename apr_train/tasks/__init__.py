@@ -5,6 +5,7 @@ from typing import Any
 
 from apr_train.tasks.arithmetic import Arithmetic, ArithmeticOptions
 from apr_train.tasks.base import Task, TaskError
+from apr_train.tasks.corpus import Corpus, CorpusOptions
 from apr_train.tasks.countdown import Countdown, CountdownOptions
 from apr_train.tasks.countdown_search import CountdownSearch, SearchOptions
 from apr_train.tasks.jsonl import Jsonl, JsonlOptions
@@ -13,6 +14,7 @@ from rollout.options import hint, read_options
 
 _TASKS: dict[str, tuple[Callable[[Any], Task], type]] = {
     "arithmetic": (Arithmetic, ArithmeticOptions),
+    "corpus": (Corpus, CorpusOptions),
     "countdown": (Countdown, CountdownOptions),
     "countdown_search": (CountdownSearch, SearchOptions),
     "jsonl": (Jsonl, JsonlOptions),
