@@ -64,8 +64,9 @@ def dense_view(trajectory: Trajectory, index: int) -> tuple[Tensor, Tensor, Tens
     @cache
     def start(s: int) -> int:
         begin = max((start(p) + len(segments[p].ids) for p in segments[s].parents), default=0)
-        enters = segments[s].thread and all(segments[p].thread != segments[s].thread for p in segments[s].parents)
-        return begin + (segments[s].thread[-1] - 1) * trajectory.stride * bool(enters)
+        thread = segments[s].thread
+        enters = bool(thread) and all(segments[p].thread != thread for p in segments[s].parents)
+        return begin + (thread[-1] - 1) * trajectory.stride if enters else begin
 
     def sees(a: tuple[int, int], b: tuple[int, int]) -> bool:
         if a[0] == b[0]:

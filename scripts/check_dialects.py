@@ -78,7 +78,7 @@ class Row:
     refused: str = ""
     why: str = ""
     passed: bool = False
-    published: dict[str, float | str] = field(default_factory=dict[str, float | str])
+    published: dict[str, float] = field(default_factory=dict[str, float])
 
     def judge(self) -> None:
         """Sets `passed`, and says why not."""
@@ -183,6 +183,7 @@ class Policy:
     dialect: Dialect
     weights: dict[str, Tensor]
     trip: bool
+    published: dict[str, float]
 
 
 def refusal(name: str, join: str, engine: str, strategy: str) -> str:
@@ -204,7 +205,8 @@ def prepare(name: str, join: str, strategy: str, tokens: Tokens, folder: Path, s
     forking = [t for t in shown if measure(t).blocks and sum(len(s.ids) for s in t.segments) < MAX_CONTEXT]
     warm_start(model, forking, steps)
     trip = round_trips(dialect, tokens, scripts[:40])
-    return Policy(name, join, strategy, dialect, dict(model.state_dict()), trip)
+    gaps = published_gaps(name, model, forking[:24], tokens)
+    return Policy(name, join, strategy, dialect, dict(model.state_dict()), trip, gaps)
 
 
 def load_model(folder: Path) -> Any:
@@ -229,26 +231,32 @@ def check(row: Row, policy: Policy, engine: Any, model: Any, tokens: Tokens, cou
     row.replay = all(replays(t, spy) for t, spy in zip(trajectories, spies, strict=True))
     row.trip = policy.trip
     row.dlogp, row.grad, row.forced = compare(model, trajectories)
-    row.published = published_gaps(row, model, trajectories, tokens)
+    row.published = policy.published
     row.judge()
 
 
-def published_gaps(row: Row, model: Any, trajectories: Sequence[Trajectory], tokens: Tokens) -> dict[str, float | str]:
-    """Mean |log p sampled - log p as a public trainer would compute it| of each preset of this dialect, in nats."""
-    presets = [preset for preset in (*TAGS, "parallel_r1_seen") if preset.startswith(row.dialect)]
-    gaps: dict[str, float | str] = {}
-    for preset in presets:
+def published_gaps(name: str, model: Any, shown: Sequence[Trajectory], tokens: Tokens) -> dict[str, float]:
+    """Mean |log p as sampled - log p as a public trainer computes it|, nats, over well-formed responses."""
+    packed = pack_all(shown)
+    logps = packed_logps(model, packed).detach()
+    exact = [logps[at] for at in packed.where]
+    gaps: dict[str, float] = {}
+    for preset in (preset for preset in (*TAGS, "parallel_r1_seen") if preset.startswith(name)):
         found: list[Tensor] = []
-        for trajectory in trajectories:
-            try:
-                logps = published_logps(model, trajectory, preset, tokens)
-            except PackingError:
-                continue  # the public parser refuses this response
-            for call, own in zip(trajectory.calls, logps, strict=True):
-                if len(own):
-                    found.append((own.detach() - torch.tensor(trajectory.segments[call.sampled].logprobs)).abs())
-        gaps[preset] = round(torch.cat(found).mean().item(), 6) if found else "no response that its parser accepts"
+        theirs = [own for t in shown for own in published_or_none(model, t, preset, tokens)]
+        for ours, own in zip(exact, theirs, strict=True):
+            if own is not None and len(own):
+                found.append((own.detach() - ours).abs())
+        gaps[preset] = round(torch.cat(found).mean().item(), 4)
     return gaps
+
+
+def published_or_none(model: Any, trajectory: Trajectory, preset: str, tokens: Tokens) -> list[Tensor | None]:
+    """What a public trainer would compute for every call; None where its parser refuses the response."""
+    try:
+        return list(published_logps(model, trajectory, preset, tokens))
+    except PackingError:
+        return [None] * len(trajectory.calls)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -324,7 +332,7 @@ def main() -> int:
     parser.add_argument("--dialect", nargs="+", choices=sorted(set(DIALECTS) - {"sequential"}), help="default: all")
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--count", type=int, default=24, help="trajectories a cell")
-    parser.add_argument("--steps", type=int, default=150, help="warm start")
+    parser.add_argument("--steps", type=int, default=200, help="warm start")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     names = arguments.dialect or [name for name in DIALECTS if name != "sequential"]
@@ -337,9 +345,9 @@ def main() -> int:
     for row in rows:
         if row.refused:
             print(line_of(row))
-    for row in rows:
+    for row in {(row.dialect, row.join): row for row in rows if row.published}.values():
         for preset, gap in row.published.items():
-            print(f"as published: {preset:<20} on {row.join} samples, mean gap {gap}")
+            print(f"as published: {preset:<19} trained on what {row.join} samples: {gap} nats a token")
     failed = [row for row in rows if not (row.passed or row.refused)]
     print(
         f"{sum(row.passed for row in rows)} pass, {sum(bool(row.refused) for row in rows)} refused, {len(failed)} fail"
