@@ -3,7 +3,7 @@
     python scripts/check_dialects.py                       # all of them, about ten minutes on two cores
     python scripts/check_dialects.py --dialect npr apr     # some
 
-Per dialect and join a tiny model is warm-started on random demonstrations, nested where the dialect nests, until it
+Per dialect a tiny model is warm-started on random demonstrations, nested where the dialect nests, until it
 forks by itself. Each engine then samples from it, and of these trajectories the table shows
 
     dlogp    max |log p of the sampler - log p of the trainer's packed forward|, nats        at most 1e-4
@@ -173,6 +173,10 @@ def warm_start(model: Any, trajectories: Sequence[Trajectory], steps: int) -> No
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
+Trained = dict[str, dict[str, Tensor]]
+"""A dialect's weights after its warm start."""
+
+
 @dataclass
 class Policy:
     """A dialect under one join, and the weights that speak it."""
@@ -195,18 +199,22 @@ def refusal(name: str, join: str, engine: str, strategy: str) -> str:
     return ""
 
 
-def prepare(name: str, join: str, strategy: str, tokens: Tokens, folder: Path, steps: int) -> Policy:
-    """Demonstrations, their round trip, and a warm start on them."""
+def prepare(name: str, join: str, strategy: str, tokens: Tokens, folder: Path, steps: int, trained: Trained) -> Policy:
+    """Demonstrations, their round trip, and weights: one warm start a dialect serves all its joins and strategies."""
     dialect = make_dialect(name, tokens, join, SETTINGS.get(name, {}))
     scripts = scripts_of(name, dialect, random.Random(0), 160)
-    trained = Strategy("group_think" if strategy == "group_think" else "fork_join")
-    shown = [play(dialect, tokens, script, trained) for script in scripts]
-    model = load_model(folder)
+    together = Strategy("group_think" if strategy == "group_think" else "fork_join")
+    shown = [play(dialect, tokens, script, together) for script in scripts]
     forking = [t for t in shown if measure(t).blocks and sum(len(s.ids) for s in t.segments) < MAX_CONTEXT]
-    warm_start(model, forking, steps)
+    model = load_model(folder)
+    if name in trained:
+        model.load_state_dict(trained[name])
+    else:
+        warm_start(model, forking, steps)
+        trained[name] = dict(model.state_dict())
     trip = round_trips(dialect, tokens, scripts[:40])
     gaps = published_gaps(name, model, forking[:24], tokens)
-    return Policy(name, join, strategy, dialect, dict(model.state_dict()), trip, gaps)
+    return Policy(name, join, strategy, dialect, trained[name], trip, gaps)
 
 
 def load_model(folder: Path) -> Any:
@@ -277,12 +285,13 @@ def run(rows: list[Row], arguments: argparse.Namespace, folder: Path) -> None:
     register_tags(tokenizer, list(every))
     tokens = Tokens(tokenizer)
     policies: dict[tuple[str, str, str], Policy] = {}
+    trained: Trained = {}
     for row in rows:
         row.refused = refusal(row.dialect, row.join, row.engine, row.strategy)
         key = (row.dialect, row.join, row.strategy)
         if not row.refused and key not in policies:
-            policies[key] = prepare(*key, tokens, folder, arguments.steps)
-            print(f"warm start: {' '.join(key)}", file=sys.stderr, flush=True)
+            policies[key] = prepare(*key, tokens, folder, arguments.steps, trained)
+            print(f"ready: {' '.join(key)}", file=sys.stderr, flush=True)
     model = load_model(folder)
     for name in ENGINES:
         todo = [row for row in rows if row.engine == name and not row.refused]
@@ -313,7 +322,7 @@ HEADER = (
 def line_of(row: Row) -> str:
     """One row of the table, at most 80 columns; a refusal on lines of its own."""
     join = row.join if row.strategy == "fork_join" else row.strategy
-    names = f"{row.dialect:<13}{join:<11}{row.engine:<7}"
+    names = f"{row.dialect:<13}{join:<12}{row.engine:<6}"
     if row.refused:
         return "\n".join(
             [f"{names} refused", *textwrap.wrap(row.refused, 76, initial_indent="  ", subsequent_indent="  ")]
