@@ -73,6 +73,20 @@ def test_a_dialect_that_cannot_write_a_row_says_why() -> None:
     assert "not search traces" in why
 
 
+def test_a_row_that_is_read_otherwise_than_it_was_written_is_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    checker, worked = Checker("npr"), kept("npr", ROWS["npr"])
+    write = checker.dialect.write
+    with monkeypatch.context() as patch:
+        patch.setattr(checker.dialect, "check", lambda trajectory: "a flaw")
+        assert checker.why_not(worked) == "a flaw"
+    with monkeypatch.context() as patch:
+        patch.setattr(checker.dialect, "write", lambda demo: write(demo) | {(0, 1): [*write(demo)[(0, 1)], (1, 2)]})
+        assert checker.why_not(worked) == "a turn ended early"
+    with monkeypatch.context() as patch:
+        patch.setattr(checker.dialect, "write", lambda demo: {name: turns[:1] for name, turns in write(demo).items()})
+        assert (checker.why_not(worked) or "").startswith("EngineError")
+
+
 def test_a_tokenizer_without_a_row_s_characters_is_a_reason_not_an_error() -> None:
     from apr_train.model import character_tokenizer
 
