@@ -9,7 +9,7 @@ from rollout.critical_path import Lengths
 from rollout.trajectory import Trajectory
 
 Name = tuple[int, ...]
-"""A thread's name, as in `Segment.thread`: (b, k) is the k-th thread of the root's b-th block; () is the root."""
+"""A thread's name, as in `Segment.thread`: (b, k) is the k-th thread that the root forked in turn b; () is the root."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """One thread of a trajectory: samples, forks, meets what it forked, and keeps the accounts of its share."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rollout.dialects.base import Child, Fork, Reading, Result, Turn
+from rollout.dialects.base import Child, DialectError, Fork, Reading, Result, Turn
 from rollout.engine import Completion, EngineError, Race, Sampling, Together
+from rollout.engines.calls import together
 from rollout.recording import Recording
 from rollout.seeds import mix
 from rollout.trajectory import Call, Event, Outcome, TrajectoryError, look
@@ -33,6 +34,7 @@ class Thread:
         self.own: list[int] = []
         self.sampled: list[int] = []
         self.spent = self.turns = self.blocks = 0
+        self.begun = False  # the client forked before the first turn
         self.open: dict[int, _Open] = {}
         self.event: Event = "truncated"
 
@@ -44,43 +46,43 @@ class Thread:
             self.event = await self._turns()
             await self._settle()
         finally:
-            for opened in self.open.values():
-                opened.task.cancel()
+            tasks = [opened.task for opened in self.open.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         return self.event
 
     async def _turns(self) -> Event:
         while True:
             reading = await self.sample(self.room() - self.reserve())
             if reading.event == "fork" and reading.fork is not None:
-                refused = self._refused(reading.fork)
-                if refused:
-                    self.all.note(f"fork/{refused}")
-                    return "malformed"
                 self.blocks += 1
                 if not await self.block(reading.fork):
                     return "truncated"
             elif reading.event == "wait" and reading.label is not None:
-                if reading.label not in self.open:
-                    self.all.note("join/never forked")
-                    return "malformed"
                 await self._meet(reading.label)
             else:
                 if reading.event == "malformed":
                     self.all.note(f"fork/{reading.reason}")
                 return reading.event
 
-    def _refused(self, fork: Fork) -> str:
-        """Why the client does not run this fork; empty when it does. The model has no say in the limits."""
-        budget = self.all.budget
-        if len(fork.children) > budget.threads or self.blocks >= budget.blocks:
-            return "over budget"
-        if len(self.name) // 2 >= budget.depth:
-            return "too deep"
-        return "forked twice" if fork.label is not None and fork.label in self.open else ""
+    def _granted(self, reading: Reading) -> Reading:
+        """What the dialect read, unless the client does not run it. The model has no say in the limits."""
+        budget, fork, label = self.all.budget, reading.fork, reading.label
+        reason = ""
+        if reading.event == "wait" and label not in self.open:
+            reason = "a join of what was never forked"
+        elif fork is not None and (len(fork.children) > budget.threads or self.blocks >= budget.blocks):
+            reason = "over budget"
+        elif fork is not None and len(self.name) // 2 >= budget.depth:
+            reason = "too deep"
+        elif fork is not None and fork.label in self.open:
+            reason = "forked twice"
+        return Reading("malformed", reason=reason) if reason else reading
 
-    async def sample(self, most: int, race: Race | None = None) -> Reading:
-        """One call: samples after what the thread sees, records it, and says how the dialect reads its end."""
-        done = await self.ask(most, race)
+    async def sample(self, most: int) -> Reading:
+        """One call: samples after what the thread sees, records it, and says what comes of it."""
+        done = await self.ask(most)
         return Reading("truncated") if done is None else self.record(done)
 
     async def ask(self, most: int, race: Race | None = None) -> Completion | None:
@@ -107,7 +109,7 @@ class Thread:
 
     def record(self, done: Completion, event: Event | None = None) -> Reading:
         """Adds a call, as two where later contexts keep only its first part; `event`: the dialect is not asked."""
-        reading = Reading(event) if event else self.read(done)
+        reading = Reading(event) if event else self._granted(self.read(done))
         kept = len(done.ids) - (reading.fork.drops if reading.fork else 0)
         if kept == len(done.ids):
             self.context.append(self._sampled(done.ids, done.logprobs, reading.event))
@@ -132,15 +134,22 @@ class Thread:
     async def block(self, fork: Fork) -> bool:
         """Forks, waits for all threads and adds the join; or forks and goes on. False when there was no room."""
         run = self.all
+        if fork.drops and run.dialect.join_rule == "stitched":
+            raise DialectError("a fork that drops what it wrote cannot be stitched: its threads descend from it")
         parent = self.context[-1] if not fork.drops else self.last
         shares = self._shares(fork, parent)
         if shares is None:
             run.note("fork/no room")
+            if run.calls:  # nothing was awaited since: the last call is the one that asked
+                run.calls[-1] = replace(run.calls[-1], event="truncated")
             return False
         if fork.shared:
             parent = self.force(fork.shared, parent)
             self.context.append(parent)
-        block = self.turns - 1 if self.turns else 0
+        block = max(0, self.turns - 1)
+        if self.begun and block == 0:
+            raise DialectError("a dialect whose client starts with a block cannot fork in its first turn: names clash")
+        self.begun = not self.turns
         children = [
             self._child(child, (*self.name, block, k), parent, *shares) for k, child in enumerate(fork.children, 1)
         ]
@@ -166,7 +175,7 @@ class Thread:
         frames = [len(child.header) + len(child.close) for child in fork.children]
         forced, shares = len(fork.shared) + sum(frames) + join, max(n, fork.slots)
         tokens = (self.left - forced - reserve) // (shares * (1 + passes_copies))
-        length = self._space() - sum(opened.message for opened in self.open.values())
+        length = self._space() - self._promised()
         if passes_copies:
             tokens = min(tokens, (length - join - reserve) // shares)
         else:
@@ -174,8 +183,9 @@ class Thread:
         for child in fork.children:
             if child.fresh:
                 tokens = min(tokens, run.engine.max_context - len(child.header) - len(child.close))
-        ahead = self.deadline - run.finish[parent] - len(fork.shared) - max(frames) - join - reserve
-        critical = min(ahead // (1 + n * passes_copies), tokens)
+        ahead = self.deadline - run.finish[parent] - len(fork.shared) - max(frames) - join - reserve - self._promised()
+        copies = shares * passes_copies
+        critical = min(ahead // (1 + copies), tokens)
         return (tokens, critical) if critical >= 1 else None
 
     def _child(self, child: Child, name: tuple[int, ...], parent: int, tokens: int, critical: int) -> "Thread":
@@ -250,8 +260,12 @@ class Thread:
     def room(self) -> int:
         """Tokens that may still follow one another here: of the budget, of the critical path, of the context."""
         run = self.all
-        promised = sum(opened.message for opened in self.open.values())
+        promised = self._promised()
         return min(self.left, self.deadline - run.finish[self.context[-1]] - promised, self._space() - promised)
+
+    def _promised(self) -> int:
+        """Tokens that may still come into this context from threads that were not met yet."""
+        return sum(opened.message for opened in self.open.values())
 
     def _space(self) -> int:
         """Tokens that the engine's context still holds after what this thread sees."""
@@ -268,12 +282,12 @@ class Thread:
 async def _all_of(fork: Fork, children: list[Thread]) -> list[Thread]:
     """Runs the threads of a block to its end, whichever that is."""
     if children[0].all.strategy.name != "fork_join":
-        return await _in_lockstep(children)
+        return await _in_lockstep(fork, children)
     if fork.ends == "all":
-        await asyncio.gather(*(thread.run() for thread in children))
+        await together(thread.run() for thread in children)
         return children
     race = Race()
-    done = await asyncio.gather(*(_attempt(thread, race) for thread in children))
+    done = await together(_attempt(thread, race) for thread in children)
     for thread, completion in zip(children, done, strict=True):
         if completion is None:
             thread.event = "truncated"
@@ -281,7 +295,7 @@ async def _all_of(fork: Fork, children: list[Thread]) -> list[Thread]:
         best = len(completion.ids) if race.best is None else race.best
         first = len(completion.ids) == best and thread.read(completion).event == "join"
         if first or len(completion.ids) < best or race.best is None:
-            thread.event = thread.record(completion).event
+            thread.event = _alone(thread.record(completion))
         else:
             cut = Completion(completion.ids[:best], completion.logprobs[:best], "length")
             thread.event = thread.record(cut, "cancelled").event
@@ -295,9 +309,12 @@ async def _attempt(thread: Thread, race: Race) -> Completion | None:
     return done
 
 
-async def _in_lockstep(children: list[Thread]) -> list[Thread]:
+async def _in_lockstep(fork: Fork, children: list[Thread]) -> list[Thread]:
     """All threads at once, step by step, each seeing what the others wrote before."""
     run = children[0].all
+    if fork.ends != "all" or run.stride:
+        what = "a block that ends with its first thread" if fork.ends != "all" else "a second block"
+        raise DialectError(f"strategy={run.strategy.name} cannot sample {what}: use strategy=fork_join")
     if not isinstance(run.engine, Together):
         raise EngineError(
             f"strategy={run.strategy.name} needs an engine whose threads see each other: use rollout=torch"
@@ -314,5 +331,12 @@ async def _in_lockstep(children: list[Thread]) -> list[Thread]:
     names = [thread.name for thread in children]
     done = await run.engine.complete_together(before, headers, sampling, stride=run.stride, mode=mode, threads=names)
     for thread, completion in zip(children, done, strict=True):
-        thread.event = thread.record(completion).event
+        thread.event = _alone(thread.record(completion))
     return children
+
+
+def _alone(reading: Reading) -> Event:
+    """The event of a thread of one call. Raises DialectError where it forked: nobody would run its threads."""
+    if reading.event in ("fork", "wait"):
+        raise DialectError("threads that race, or run in lockstep, cannot fork")
+    return reading.event

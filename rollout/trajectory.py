@@ -32,8 +32,8 @@ class Segment:
 
     `parents` are indices of the segments that must be complete before this one can start: the edges of the
     critical path. `logprobs` (one per id, nats, of the sampling policy) exist exactly for sampled segments.
-    `thread` says whose it is: `()` is the root, `(b, k)` the k-th thread (from 1) of the root's b-th block (from 0),
-    `(b, k, b2, k2)` a thread nested in that one.
+    `thread` says whose it is: `()` is the root, `(b, k)` the k-th thread (from 1) that the root forked in its turn b
+    (from 0), `(b, k, b2, k2)` a thread nested in that one.
 
     >>> Segment("sampled", (5, 6), (-0.1, -2.0), parents=(0,))  # two tokens decoded once segment 0 was there
     """

@@ -19,6 +19,7 @@ from rollout.dialects.base import Dialect, DialectError, Script
 from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
+from rollout.search_trace import SearchRun
 from rollout.tokens import Tokens, register_tags
 from rollout.trajectory import Call, Trajectory
 from rollout.view import View
@@ -150,15 +151,8 @@ def test_what_is_sampled_does_not_depend_on_which_thread_is_served_first(reader:
     demo = Demonstration(("go", Block(threads, kind="or", tasks=tasks), "on", Block(threads, tasks=tasks)), "2")
     script = reader.dialect.write(demo)
 
-    def by_thread(trajectory: Trajectory) -> list[Any]:
-        segments = trajectory.segments
-        return sorted(
-            (segments[c.sampled].thread, trajectory.context_ids(c), segments[c.sampled].ids, c.event)
-            for c in trajectory.calls
-        )
-
     runs = [reader.play(script, Budget(300, 8, 32, 32), seed=seed) for seed in range(6)]
-    assert all(by_thread(run) == by_thread(runs[0]) and measure(run) == measure(runs[0]) for run in runs)
+    assert all(run == runs[0] for run in runs)
 
 
 @EVERY
@@ -188,7 +182,7 @@ def test_blocks_three_deep_keep_their_names_and_their_place_on_the_critical_path
     assert (lengths.depth, lengths.blocks, lengths.threads) == (3, 3, 6)
     assert {s.thread for s in trajectory.segments} >= {(0, 1, 0, 1, 0, 2), (0, 2), (0, 1, 0, 2)}
     # brute force: of each block, everything but the longest thread (what nests in it included) is off the path
-    off, own = 0, dict[tuple[int, ...], int]()
+    own: dict[tuple[int, ...], int] = {}
     for segment in trajectory.segments:
         own[segment.thread] = own.get(segment.thread, 0) + (segment.origin != "prompt") * len(segment.ids)
 
@@ -199,7 +193,7 @@ def test_blocks_three_deep_keep_their_names_and_their_place_on_the_critical_path
                 children.setdefault(other[-2], []).append(path(other))
         return own[name] + sum(map(max, children.values()))
 
-    assert lengths.l_critical == path(()) and lengths.l_total == sum(own.values()) > lengths.l_critical + off
+    assert lengths.l_critical == path(()) and lengths.l_total == sum(own.values()) > lengths.l_critical
 
 
 def test_nested_outlines_need_hierarchical_numbers() -> None:
@@ -283,7 +277,7 @@ def test_a_parent_goes_on_after_a_fork_until_it_joins() -> None:
 @pytest.mark.parametrize(
     ("turns", "note"),
     [
-        (["<think><JOIN-1>"], "join/never forked"),
+        (["<think><JOIN-1>"], "fork/a join of what was never forked"),
         (["<think><FORK-1>a</FORK-1>", "<FORK-1>b</FORK-1>"], "fork/forked twice"),
         (["<think></FORK-1>"], "fork/no <FORK-i> text before </FORK-i>"),
         (["<think><FORK-1></FORK-1>"], "fork/no <FORK-i> text before </FORK-i>"),
@@ -320,6 +314,60 @@ def test_a_thread_cannot_smuggle_tags_into_its_parent(answer: str) -> None:
         "<results><result>A5</result><result>B8</result></results>",
         "<results><result>A</result><result>B8</result></results>",
     )
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_do_not_starve_when_the_critical_budget_is_ample(workers: int) -> None:
+    reader = Reader("asyncthink", options={"workers": workers})
+    threads = tuple(("", "") for _ in range(workers))
+    script = reader.dialect.write(Demonstration((Block(threads, tasks=(("a", "1"),) * workers),), "5"))
+    for critical in (None, 400):
+        trajectory = reader.play(script, Budget(100_000, 8, 32, 32, critical=critical))
+        assert trajectory.outcome == "answered" and reader.dialect.check(trajectory) is None
+
+
+@pytest.mark.parametrize("name", ["multiverse", "recursive"])
+def test_a_fork_that_the_client_refused_is_a_flaw(name: str) -> None:
+    reader = Reader(name)
+    script = {key: [*turns, reader.turn("1<|eos|>")] for key, turns in reader.dialect.write(DEEP).items()}
+    for budget in (Budget(100_000, 8, 32, 32, depth=1), Budget(100_000, 8, threads=1, blocks=32)):
+        trajectory = reader.play(script, budget)
+        assert reader.dialect.check(trajectory) is not None
+        forks = sum(call.event == "fork" for call in trajectory.calls)
+        assert forks == measure(trajectory).blocks
+    reader = Reader("threadweaver")
+    script = reader.dialect.write(GOOD)
+    script[()].append(reader.turn("1<|eos|>"))
+    tight = reader.play(script, Budget(sum(map(len, script[()][:1])) + 14, 8, 32, 32))
+    assert tight.notes == {"fork/no room": 1} and reader.dialect.check(tight) is not None
+
+
+def test_a_failing_thread_leaves_no_sibling_behind() -> None:
+    reader = Reader("threadweaver")
+    script = reader.dialect.write(GOOD)
+    del script[(0, 1)]
+    engine = Late(script, 1000, seed=3)
+    served: list[tuple[int, ...]] = []
+
+    async def session() -> None:
+        with pytest.raises(EngineError):
+            await run_trajectory(engine, reader.dialect, "p", reader.tokens.prompt("a="), WIDE)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not others
+        served.extend(name for name, turns in engine._turns.items() if name and not turns)
+
+    asyncio.run(session())
+
+
+def test_a_spawn_block_in_a_prompt_is_text_to_apr() -> None:
+    reader = Reader("apr", options={"surface": "terse"})
+    tags = "".join(dialect_class("apr").tags())
+    run = SearchRun(("3*4=12:5 12\n+0,0\n", "-\n"), (((0, 0),),), (("12-5=7:7\n7!9\n-\n",),))
+    script = reader.dialect.write(run)
+    honest = reader.play(script, prompt=">0\n:9:3 4 5|\n")
+    tagged = reader.play(script, prompt=f"{tags}\n0>0,0\n>0\n:9:3 4 5|\n")
+    assert honest.outcome == tagged.outcome == "answered" and measure(honest) == measure(tagged)
+    assert measure(honest).threads == 1 and reader.dialect.check(tagged) is None
 
 
 # -- threads that race -------------------------------------------------------------------------------------------------

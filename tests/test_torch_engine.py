@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Mi
 from rollout.engine import Completion, EngineError, Prompt, Race, Sampling
 from rollout.engines import torch_engine
 from rollout.engines.calls import EngineStats
+from rollout.engines.torch_cache import Store
 from rollout.engines.torch_engine import TorchEngine
 from rollout.engines.torch_sampling import exponential_noise, gumbel
 from rollout.view import View
@@ -272,7 +273,7 @@ def test_one_failure_ends_its_siblings_and_frees_their_rows(engine: TorchEngine)
         raise ValueError("reward")
 
     with pytest.raises(ValueError, match="reward"):
-        engine.run([engine.complete([3], Sampling(100, ())), fails()])
+        engine.run([*(engine.complete([3 + n], Sampling(100, ())) for n in range(3)), fails()])
     assert engine.stats.steps < 10
     assert (engine._in_flight, engine._reserved, engine._rows.bytes, len(engine._waiting)) == (0, 0, 0, 0)
     assert len(sample(engine, [[1, 2, 3]], Sampling(5, ()))[0].ids) == 5
@@ -426,3 +427,42 @@ def test_the_same_seeds_sample_the_same_tokens_as_vllm(tmp_path: Path, temperatu
         assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)
         expected = reference_logprobs(tiny_qwen3(0), prompt, mine.ids, temperature, sampling.banned_ids)
         assert mine.logprobs == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_a_cancelled_call_changes_nothing_for_the_others(engine: TorchEngine, gone: int) -> None:
+    """Also in the very step in which it would have ended: its siblings still hear of theirs."""
+    alone = [sample(engine, [[n + 1, 2]], Sampling(12, (), seed=n))[0] for n in range(3)]
+
+    async def some(after: int) -> list[Completion | BaseException]:
+        asked = [asyncio.ensure_future(engine.complete([n + 1, 2], Sampling(12, (), seed=n))) for n in range(3)]
+        steps = engine.stats.steps
+        while engine.stats.steps - steps < after:
+            await asyncio.sleep(0)
+        asked[gone].cancel()
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+
+    for after in (1, 6, 11, 12):
+        done = asyncio.run(some(after))
+        for n, each in enumerate(done):
+            if n != gone:
+                assert isinstance(each, Completion), (after, each)
+                assert each.ids == alone[n].ids and each.logprobs == pytest.approx(alone[n].logprobs, abs=1e-4)
+        assert (engine._in_flight, engine._reserved, len(engine._waiting)) == (0, 0, 0)
+
+
+def test_weights_refused_halfway_are_never_sampled_from(engine: TorchEngine) -> None:
+    parameters = [(name, tensor.clone()) for name, tensor in engine._model.named_parameters()]
+    with pytest.raises(EngineError, match="not sent"):
+        engine.load_weights((name, torch.zeros_like(tensor)) for name, tensor in parameters[:-1])
+    with pytest.raises(EngineError, match="load a whole set"):
+        sample(engine, [[1, 2]], Sampling(3, ()))
+    engine.load_weights(parameters)
+    assert len(sample(engine, [[1, 2]], Sampling(3, ()))[0].ids) == 3
+
+
+def test_a_view_that_hides_what_another_shows_finds_keys_of_its_own() -> None:
+    hiding = View(((1,), (2,), (3,)), ((), (0,), (1,)), (0, 1, 5))
+    showing = View(((1, 2), (3,)), ((), (0,)), (0, 5))
+    store = Store()
+    assert store.states(hiding)[0][-1] != store.states(showing)[0][-1]

@@ -45,9 +45,9 @@ class Fork:
 
     `shared`: what the client writes once, before all threads. `ends` says when a block is over: when `all` threads
     are, or with the first that closes itself, of which the parent then reads only that `winner`, or all threads `cut`
-    at that step. `label`: the parent goes on at once and names the threads by it when it wants to wait for them;
-    there are `slots` equal shares of the budget, for them and for itself. `drops`: how many ids at the end of the
-    turn no later context holds, since the join takes their place.
+    at that step; threads that race so cannot fork. `label`: the parent goes on at once and names the threads by it when
+    it wants to wait for them; there are `slots` equal shares of the budget, for them and for itself. `drops`: how many
+    ids at the end of the turn no later context holds, since the join takes their place; not with a stitched join.
     """
 
     children: tuple[Child, ...]

@@ -102,6 +102,8 @@ class Tagged(Reasoning):
         super().__init__(tokens)
         self.join_rule: Join = join or self.joins[0]
         self.rules = self.grammar(self.read_options(options))
+        if self.rules.nests and (self.rules.trial or self.rules.cut):
+            raise DialectError(f"dialect {self.name}: threads that race cannot nest")
         tag = tokens.tag
         self.opens = tuple(map(tag, self.rules.opens))
         self.forks = None if self.rules.begins else tag(self.rules.forks)

@@ -74,13 +74,15 @@ class Store:
     def states(self, view: View) -> tuple[list[State], State]:
         """The state of every token of a view, and the one from which its sampled tokens go on (see `follow`)."""
         states: list[State] = []
+        begins: list[State] = []
         ends: list[State] = []
         for piece, seen, start in zip(view.pieces, view.sees, view.starts, strict=True):
-            begin = _begin(view, ends, seen, start)
+            begin = _begin(view, begins, ends, seen, start)
             own = self.follow(begin, piece)
             states += own
+            begins.append(begin)
             ends.append(own[-1] if own else begin)
-        return states, _begin(view, ends, tuple(range(len(ends))), view.end)
+        return states, _begin(view, begins, ends, tuple(range(len(ends))), view.end)
 
     def follow(self, begin: State, ids: tuple[int, ...]) -> tuple[State, ...]:
         """The states of tokens that follow a state, each the next position and seeing one token more."""
@@ -136,13 +138,14 @@ class Store:
                     del self._at[state]
 
 
-def _begin(view: View, ends: list[State], seen: tuple[int, ...], start: int) -> State:
-    """The state from which a piece goes on: that of the piece it continues, or one that names all it sees."""
+def _begin(view: View, begins: list[State], ends: list[State], seen: tuple[int, ...], start: int) -> State:
+    """The state from which a piece goes on: that of the piece it continues, or one that names all it sees: a piece's
+    end alone would also name the pieces that it continues, which another view need not show."""
     if seen:
         last = seen[-1]
         if view.sees[last] == seen[:-1] and view.starts[last] + len(view.pieces[last]) == start:
             return ends[last]
-    names = [ends[index] for index in seen if view.pieces[index]]
+    names = [begins[index] + ends[index] for index in seen if view.pieces[index]]
     return blake2b(b"".join((start.to_bytes(8, "little"), *names)), digest_size=16, person=b"piece").digest()
 
 

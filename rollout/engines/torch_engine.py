@@ -82,6 +82,7 @@ class TorchEngine:
         self.max_context = max_context
         self.max_in_flight = max_in_flight
         self.policy_version = 0
+        self._whole = True  # not between two sets of weights
         self.stats = EngineStats()
         self._limit = int(kv_cache_gib * _GIB)
         self._shape = adapt(self._model)
@@ -132,6 +133,8 @@ class TorchEngine:
         return await self._serve(self._session(_view(prompt), headers, samplings, stride, mode))
 
     async def _serve(self, job: Job) -> Any:
+        if not self._whole:
+            raise EngineError("the last load_weights was refused halfway: load a whole set before sampling")
         self._queue.append(job)
         self._waiting[job] = None
         self._calls += 1
@@ -150,12 +153,15 @@ class TorchEngine:
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Takes all parameters of the trainer (Hugging Face names, whole tensors); forgets all keys and values.
 
-        Raises EngineError when calls are in flight, or when a parameter is unknown, missing or of another shape.
+        Raises EngineError when calls are in flight, or when a parameter is unknown, missing or of another shape; the
+        engine then samples nothing before it has taken a whole set.
         """
         if self._waiting:
             raise EngineError(f"{len(self._waiting)} calls are being sampled: load weights between rollouts")
         self._store.clear()
+        self._whole = False
         take_weights(self._model, named_tensors)
+        self._whole = True
         self.policy_version += 1
 
     def close(self) -> None:
@@ -211,6 +217,7 @@ class TorchEngine:
                 f"raise kv_cache_gib from {self._limit / _GIB:.3g}"
             )
 
+    @torch.inference_mode()
     def _drop(self, job: Job) -> None:
         """Forgets a job, and gives its row back."""
         del self._waiting[job]
@@ -219,9 +226,9 @@ class TorchEngine:
             return
         if isinstance(job, Session):
             self._sessions.remove(job)
-        job.slab.shut(job)
         self._in_flight -= job.size
         self._reserved -= job.bytes
+        job.slab.shut(job)
 
     async def _drive(self) -> None:
         """Lets callers go on until none can, decodes one token for every call in flight, hands out what is finished."""
@@ -239,9 +246,12 @@ class TorchEngine:
                 waiting = list(self._waiting)
                 self._reset()
                 for job in waiting:
-                    job.future.set_exception(EngineError(f"the model failed while decoding: {first_line(error)}"))
+                    if not job.future.done():  # else its caller was cancelled a moment ago
+                        job.future.set_exception(EngineError(f"the model failed while decoding: {first_line(error)}"))
                 return
             for job in finished:
+                if job.future.done():
+                    continue
                 if isinstance(job, Session):
                     job.future.set_result(job.completions)
                 else:

@@ -197,11 +197,13 @@ class VllmEngine:
                 outputs = self._step()
             except Exception as error:
                 waiting, self._waiting = self._waiting, {}
-                for future in waiting.values():
+                for future in (future for future in waiting.values() if not future.done()):
                     future.set_exception(EngineError(f"vLLM failed while decoding: {first_line(error)}"))
                 return
             for name, completion in outputs:
-                self._waiting.pop(name).set_result(completion)
+                future = self._waiting.pop(name, None)
+                if future is not None and not future.done():  # else its caller was cancelled a moment ago
+                    future.set_result(completion)
 
     def _step(self) -> list[tuple[str, Completion]]:
         start = time.perf_counter()
