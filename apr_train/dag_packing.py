@@ -1,7 +1,7 @@
 """Packs calls into one row, also those whose context is no flat sequence: there each segment is computed once."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ def pack_calls(
     if not long:
         empty = torch.empty(0, dtype=torch.long)
         found = iter(views.where)
-        return _with_where(views, tuple(empty if call is None else next(found) for call in calls))
+        return replace(views, where=tuple(empty if call is None else next(found) for call in calls))
     contexts = [context_lengths[r] for r in flat]
     trie = _of_trie(pack([rows[r] for r in flat], contexts, [trees[r] for r in flat]), contexts)
     by = trie.unique_tokens
@@ -87,11 +87,6 @@ def _of_trie(trie: PackedTrie, contexts: Sequence[int]) -> PackedCalls:
     where = tuple(index[context - 1 :] for index, context in zip(trie.where, contexts, strict=True))
     chains = tuple(trie_chains(trie.segments))
     return PackedCalls(trie.input_ids, trie.position_ids, trie.shift_labels, chains, where, trie.raw_tokens, trie)
-
-
-def _with_where(packed: PackedCalls, where: tuple[Tensor, ...]) -> PackedCalls:
-    ids, positions, labels = packed.input_ids, packed.position_ids, packed.shift_labels
-    return PackedCalls(ids, positions, labels, packed.chains, where, packed.raw_tokens)
 
 
 def pack_views(calls: Sequence[TrajectoryCall], trees: Sequence[int] | None = None) -> PackedCalls:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from stitched_trees import KINDS, LETTERS, Meaning, Token, calls_of, error, group, one_call, random_trajectory
 from torch import Tensor
@@ -24,6 +24,8 @@ from rollout.trajectory import Attention, Call, Segment, Trajectory
 
 AREAS = {"flash_calls": 0, "mixed": 300, "batches": 1 << 60}
 SEEDS = st.integers(0, 2**32)
+PHASES = (Phase.explicit, Phase.generate)
+"""A smaller seed makes no smaller trajectory: nothing to shrink."""
 
 
 def packed_logps(model: Any, packed: PackedCalls, small_area: int = 300) -> list[Tensor]:
@@ -189,7 +191,7 @@ def test_causal_rows_alone_are_packed_as_the_trie_they_were() -> None:
 # ---- properties
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, phases=PHASES)
 @given(SEEDS, st.lists(st.sampled_from(KINDS), min_size=1, max_size=3))
 def test_labels_are_the_sampled_tokens_where_their_predictors_lie_and_nowhere_else(
     seed: int, kinds: list[Attention]
@@ -212,7 +214,7 @@ def test_labels_are_the_sampled_tokens_where_their_predictors_lie_and_nowhere_el
     assert labelled == sorted(trained)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, phases=PHASES)
 @given(SEEDS)
 def test_every_token_that_is_read_is_computed_once_and_copied_only_for_a_second_label(seed: int) -> None:
     (trajectory,) = group(seed, "stitched")
@@ -227,7 +229,7 @@ def test_every_token_that_is_read_is_computed_once_and_copied_only_for_a_second_
     assert packed.unique_tokens == len(read) + copies
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, phases=PHASES)
 @given(SEEDS, st.sampled_from(KINDS))
 def test_equal_trajectories_cost_as_much_as_one(seed: int, kind: Attention) -> None:
     (trajectory,) = group(seed, kind)
@@ -236,7 +238,7 @@ def test_equal_trajectories_cost_as_much_as_one(seed: int, kind: Attention) -> N
     assert (several.unique_tokens, several.raw_tokens) == (packed.unique_tokens, 3 * packed.raw_tokens)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, phases=PHASES)
 @given(SEEDS, st.lists(st.sampled_from(KINDS), min_size=1, max_size=3))
 def test_chains_and_parts_and_the_cuda_table_agree_on_who_sees_whom(seed: int, kinds: list[Attention]) -> None:
     packed = pack_views(calls_of(group(seed, *kinds)))
@@ -278,7 +280,7 @@ def seen_by_chains(packed: PackedCalls) -> Tensor:
     return mask
 
 
-@settings(max_examples=8)
+@settings(max_examples=8, phases=PHASES)
 @given(SEEDS)
 def test_the_flex_mask_for_cuda_attends_as_the_parts_do(seed: int) -> None:
     packed = pack_views(calls_of(group(seed, *KINDS)))
@@ -292,7 +294,7 @@ def test_the_flex_mask_for_cuda_attends_as_the_parts_do(seed: int) -> None:
     torch.testing.assert_close(out.transpose(1, 2), ours)
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, phases=PHASES)
 @given(SEEDS, st.randoms(use_true_random=False))
 def test_the_order_of_calls_changes_no_logp(seed: int, rng: random.Random) -> None:
     calls = calls_of(group(seed, *KINDS))
@@ -304,7 +306,7 @@ def test_the_order_of_calls_changes_no_logp(seed: int, rng: random.Random) -> No
         torch.testing.assert_close(shuffled[at], plain[i])
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, phases=PHASES)
 @given(SEEDS)
 def test_trees_share_nothing_and_each_label_is_there_once_for_each_sampled_token(seed: int) -> None:
     (trajectory,) = group(seed, "stitched")

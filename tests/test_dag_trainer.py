@@ -163,8 +163,10 @@ def test_calls_without_credit_shift_no_other_calls_structure(tmp_path: Path) -> 
 
 
 def test_forced_tokens_train_nothing(tmp_path: Path) -> None:
-    """The loss has a gradient in the log-prob of each sampled token, and in no other's; each is packed as a label."""
+    """The loss has a gradient in the log-prob of each sampled token of the step, in order, and in no other's."""
     trainer = stitched_trainer(tmp_path)
+    collected: list[Trajectory] = []
+    trainer.on_rollouts = lambda step, scored, *_: collected.extend(each.trajectory for each in scored)
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
     inputs["advantages"] = torch.ones_like(inputs["advantages"])
     trainer.model.train()
@@ -180,9 +182,9 @@ def test_forced_tokens_train_nothing(tmp_path: Path) -> None:
 
     trainer._get_per_token_logps_and_entropies = kept
     trainer.compute_loss(trainer.model, inputs).backward()
-    assert torch.equal(scored[0].grad != 0, inputs["completion_mask"].bool())
-    origins = {s.origin for call in trainer.structured for s in call.trajectory.segments}
-    assert origins == {"prompt", "forced", "sampled"}
+    sampled = [token for t in collected for call in t.calls for token in t.segments[call.sampled].ids]
+    assert inputs["completion_ids"][scored[0].grad != 0].tolist() == sampled
+    assert {segment.origin for t in collected for segment in t.segments} == {"prompt", "forced", "sampled"}
 
 
 def test_plain_attention_refuses_rollouts_that_it_would_read_as_flat_text(tmp_path: Path) -> None:
