@@ -242,8 +242,12 @@ class Thread:
         forced = self.all.dialect.force_answer(tuple(self.own))
         if forced:
             self.context.append(self.force(forced, self.context[-1]))
-        reading = await self.sample(min(self.all.budget.answer, self.room()))
-        return "forced_answer" if reading.event == "final" else "truncated"
+        done = await self.ask(min(self.all.budget.answer, self.room()))
+        if done is None:
+            return "truncated"
+        answered = self.read(done).event == "final"
+        self.record(done, "final" if answered else "truncated")  # nothing forks any more
+        return "forced_answer" if answered else "truncated"
 
     # -- accounts --------------------------------------------------------------------------------------------------
 

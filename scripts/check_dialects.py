@@ -8,7 +8,7 @@ forks by itself. Each engine then samples from it, and of these trajectories the
 
     dlogp    max |log p of the sampler - log p of the trainer's packed forward|, nats        at most 1e-4
     grad     max error of the packed gradient over one dense forward per call, relative      at most 1e-5
-    forced   max gradient through a token that the client wrote, as a target                 0
+    forced   max gradient of a label that no call sampled, such as a token of the client's   0
     replay   the contexts in the trajectory are the ones that were sent                      exact
     trip     demonstrations are written, played, checked, stored and read without a change   exact
     forks    share of trajectories that forked; a check that saw none proves nothing         above 0

@@ -13,15 +13,15 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 from apr_train.model import character_tokenizer
 from apr_train.specimens import SETTINGS, scripts_of
 from rollout.critical_path import measure
 from rollout.dialects import DIALECTS, Dialect, dialect_class, make_dialect
-from rollout.dialects.base import Ids, Script
+from rollout.dialects.base import NO_SETTINGS, Ids, Script
 from rollout.engine import Completion, Prompt, Sampling
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.tokens import Tokens, register_tags
@@ -31,6 +31,12 @@ from rollout.view import View
 MAX_CONTEXT = 160
 SCALE = {"apr": 6}
 """How many times longer texts are in a dialect of characters and lines."""
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "threadweaver": ({}, {"conclusion": True}),
+    "parathinker": ({"paths": 3}, {"paths": 3, "first_finish": True}),
+    "asyncthink": ({"workers": 2}, {"workers": 4}),
+}
+"""Options that change the machine."""
 PROMPTS = {"apr": ">0\n:12:3 4 5|\n"}
 
 
@@ -49,6 +55,8 @@ class FuzzEngine:
 
     async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         self.streams += 1
+        for _ in range(self.rng.choice((0, 0, 0, 1, 3))):
+            await asyncio.sleep(0)  # siblings are served in any order
         view = prompt if isinstance(prompt, View) else View.causal([tuple(prompt)])
         assert sum(map(len, view.pieces)) + sampling.max_tokens <= self.max_context, "a call does not fit the engine"
         rng = self.rng
@@ -88,11 +96,11 @@ class Tally:
     deepest: int = 0
 
 
-def fuzz(name: str, join: str, streams: int, seed: int) -> Tally:
+def fuzz(name: str, join: str, streams: int, seed: int, options: Mapping[str, Any] = NO_SETTINGS) -> Tally:
     """Runs trajectories until so many streams were sampled; raises at the first flaw."""
     rng = random.Random(f"{seed}/{name}/{join}")
     tokenizer = character_tokenizer()
-    options, scale = SETTINGS.get(name, {}), SCALE.get(name, 1)
+    options, scale = {**SETTINGS.get(name, {}), **options}, SCALE.get(name, 1)
     tags = dialect_class(name).tags(options)
     register_tags(tokenizer, tags)
     tokens = Tokens(tokenizer)
@@ -145,7 +153,10 @@ def examine(trajectory: Trajectory, dialect: Dialect, budget: Budget, context: i
     if budget.thread is not None:
         assert all(count <= budget.thread for name, count in sampled.items() if name)
     flaw = dialect.check(trajectory)
-    assert flaw is None or flaw
+    closed = {"thread/eos", "thread/forced close"} & trajectory.notes.keys()
+    assert flaw or (trajectory.outcome == "answered" and not closed), "a breach that the strict check does not see"
+    forks = sum(call.event == "fork" for call in trajectory.calls)
+    assert lengths.blocks == forks + (dialect.begin() is not None and lengths.blocks > 0), "a fork that was not run"
     tally.trajectories += 1
     tally.strict += flaw is None
     tally.deepest = max(tally.deepest, lengths.depth)
@@ -156,15 +167,18 @@ def examine(trajectory: Trajectory, dialect: Dialect, budget: Budget, context: i
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=20_000, help="per dialect and join")
+    parser.add_argument(
+        "--streams", type=int, default=20_000, help="per dialect, in equal parts for its joins and options"
+    )
     parser.add_argument("--dialect", choices=sorted(DIALECTS), help="one of them; all without it")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     rows = []
     for name in [arguments.dialect] if arguments.dialect else DIALECTS:
-        for join in dialect_class(name).joins[:1]:
-            tally = fuzz(name, join, arguments.streams, arguments.seed)
-            rows.append({"dialect": name, "join": join, "seed": arguments.seed, **vars(tally)})
+        kinds = [(join, options) for join in dialect_class(name).joins for options in VARIANTS.get(name, ({},))]
+        for join, options in kinds:
+            tally = fuzz(name, join, -(-arguments.streams // len(kinds)), arguments.seed, options)
+            rows.append({"dialect": name, "join": join, **options, "seed": arguments.seed, **vars(tally)})
             print(
                 f"{name:<14}{join:<12}{tally.streams:>10,} streams {tally.seconds:>8} s  {tally.outcomes}", flush=True
             )

@@ -12,10 +12,13 @@ from scripts import fuzz_dialects
 @pytest.mark.parametrize("name", sorted(DIALECTS))
 def test_no_stream_of_tokens_raises_or_breaks_a_limit(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     fuzz_dialects.main(["--streams", "4000", "--dialect", name])
-    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
-    assert row["streams"] >= 4000 and sum(row["outcomes"].values()) == row["trajectories"]
-    assert name == "sequential" or row["deepest"] >= 1  # else nothing of forks and joins was tried
-    assert {"answered", "malformed"} <= row["outcomes"].keys() or name in ("sequential", "parathinker")
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert sum(row["streams"] for row in rows) >= 4000
+    assert {row["join"] for row in rows} == set(DIALECTS[name].joins)
+    for row in rows:
+        assert sum(row["outcomes"].values()) == row["trajectories"]
+        assert name == "sequential" or row["deepest"] >= 1  # else nothing of forks and joins was tried
+        assert {"answered", "malformed"} <= row["outcomes"].keys() or name in ("sequential", "parathinker")
 
 
 def test_the_fuzzer_sees_a_budget_that_is_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
