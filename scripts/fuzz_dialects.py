@@ -167,9 +167,7 @@ def examine(trajectory: Trajectory, dialect: Dialect, budget: Budget, context: i
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--streams", type=int, default=20_000, help="per dialect, in equal parts for its joins and options"
-    )
+    parser.add_argument("--streams", type=int, default=20_000, help="per dialect, shared by its joins and options")
     parser.add_argument("--dialect", choices=sorted(DIALECTS), help="one of them; all without it")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)

@@ -16,7 +16,9 @@ from apr_train.config import Config, ConfigError, ModelConfig
 from apr_train.plan import Sizes, memory, micro_batch_tokens, plan, sizes_of
 from apr_train.tasks.arithmetic import ArithmeticOptions
 from apr_train.tasks.base import TaskError
+from apr_train.tasks.corpus import CorpusOptions
 from apr_train.tasks.countdown import CountdownOptions
+from apr_train.tasks.countdown_search import SearchOptions
 from apr_train.tasks.jsonl import JsonlOptions
 from apr_train.tasks.multiplication import MultiplicationOptions
 from apr_train.validate import CHOICES, check_model_folder, validate
@@ -24,13 +26,20 @@ from rollout.errors import UserError
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONFIGS.glob("*/*.yaml"))
 GROUPS = {field.name for field in fields(Config)} - {"name", "output_dir", "seed", "dry_run"} | {"experiment", "debug"}
-NEEDS = {"algorithm=rao": ["reward=rao"], "model=qwen3_8b": ["deepspeed=zero3"]}  # refused alone, on purpose
+NEEDS = {  # refused alone, on purpose
+    "algorithm=rao": ["reward=rao"],
+    "model=qwen3_8b": ["deepspeed=zero3"],
+    "strategy=group_think": ["dialect=parathinker"],
+    "strategy=hogwild": ["dialect=parathinker", "algorithm.steps=0"],
+}
 TASK_OPTIONS = {
     "arithmetic": ArithmeticOptions,
     "multiplication": MultiplicationOptions,
     "countdown": CountdownOptions,
     "jsonl": JsonlOptions,
     "gsm8k": JsonlOptions,
+    "countdown_search": SearchOptions,
+    "corpus": CorpusOptions,
 }
 
 

@@ -287,7 +287,7 @@ def test_a_target_out_of_reach_is_told_and_not_searched_for_ever() -> None:
     ("name", "options", "message"),
     [
         ("countdwn", {}, "did you mean 'countdown'"),
-        ("zzz", {}, "use one of arithmetic, countdown, countdown_search, jsonl, multiplication"),
+        ("zzz", {}, "use one of arithmetic, corpus, countdown, countdown_search, jsonl, multiplication"),
         ("arithmetic", {"part_max": 3}, "did you mean 'parts_max'"),
         ("arithmetic", {"parts_max": "3"}, "option parts_max: '3' is not int"),
         ("arithmetic", {"parts_max": True}, "option parts_max: True is not int"),
