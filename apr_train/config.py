@@ -150,6 +150,28 @@ class SftConfig:
 
 
 @dataclass
+class SelfTrainConfig:
+    """scripts/self_train.py: sample the training problems, keep what is right and strictly well-formed, train on it."""
+
+    rounds: int = 3
+    samples_per_problem: int = 4
+    keep_per_problem: int | None = 1
+    """At most so many of a problem, those of the shortest critical path; null keeps all that differ."""
+    max_critical: int | None = None
+    """Keep no trajectory whose L_critical (tokens) is above this."""
+    min_eta: float | None = None
+    """Keep no trajectory whose acceleration ratio is below this; above 0 that leaves out all that do not fork."""
+    source: str = "start"
+    """What each round trains: start (the run's own start, anew, as published) | last (the model of the round before). A
+    model made from scratch needs `last`, or `steps` near sft.steps."""
+    steps: int | None = None
+    """Updates per round, of sft.problems_per_step trajectories; null goes once through what was kept."""
+    batch_problems: int = 64
+    """Progress is saved after the samples of so many problems. The weights are loaded again before each batch, so that
+    a resumed run samples what an uninterrupted one does: take more for a large model."""
+
+
+@dataclass
 class RolloutConfig:
     """The sampler and its budgets. Budgets are in tokens of the response; null means no limit but the context."""
 
@@ -221,6 +243,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     sft: SftConfig = field(default_factory=SftConfig)
+    self_train: SelfTrainConfig = field(default_factory=SelfTrainConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

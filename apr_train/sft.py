@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -63,8 +63,7 @@ def demonstration_rows(
     seed: int,
     strategy: Strategy = FORK_JOIN,
 ) -> Dataset:
-    """One example per problem: `rows` (its calls, context + sampled) and `contexts` (how much of each is context);
-    `trajectory` is its JSON line where flat contexts do not say what the calls saw, and empty where they do.
+    """One example per problem, as `trajectory_rows` makes them.
 
     A problem of one part, or of unknown parts, is shown sequentially; the others in parallel with chance
     `parallel_share`; any problem in the checked form with chance `checked_share`. Drawn from (seed, problem) alone.
@@ -72,12 +71,21 @@ def demonstration_rows(
     """
     if checked_share and "checked" not in task.forms:
         raise TaskError(f"sft.checked_share={checked_share}: task {task.name} has no checked form; arithmetic has")
-    rows, contexts, lines = [], [], []
-    for problem in problems:
+
+    def record(problem: Problem) -> Trajectory:
         chance = random.Random(f"{seed}/{problem.id}").random()
         parallel = (problem.parts or 1) > 1 and chance < parallel_share
         form: Form = "parallel" if parallel else "checked" if chance >= 1.0 - checked_share else "sequential"
-        trajectory = record_demonstration(task, problem, form, dialect, tokens, budget, max_context, strategy)
+        return record_demonstration(task, problem, form, dialect, tokens, budget, max_context, strategy)
+
+    return trajectory_rows(map(record, problems))
+
+
+def trajectory_rows(trajectories: Iterable[Trajectory]) -> Dataset:
+    """One example per trajectory: `rows` (its calls, context + sampled) and `contexts` (how much of each is context);
+    `trajectory` is its JSON line where flat contexts do not say what the calls saw, and empty where they do."""
+    rows, contexts, lines = [], [], []
+    for trajectory in trajectories:
         lines.append("" if trajectory.attention == "causal" else trajectory.to_json())
         calls = list(trajectory.rows())
         rows.append([[*context, *sampled] for context, sampled, _ in calls])

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.engine": ("auto", "vllm", "vllm_http", "torch"),
     "strategy.name": ("fork_join", "group_think", "hogwild"),
     "logger.wandb": ("online", "offline", "disabled"),
+    "self_train.source": ("start", "last"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("tree", "sdpa"),
     "model.architecture": ("qwen3", "llama"),
@@ -37,6 +38,8 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("algorithm.prompts_per_step", "algorithm.micro_batches", "sft.problems_per_step"),
         *("rollout.max_response_tokens", "rollout.max_critical_tokens", "rollout.max_threads", "rollout.max_blocks"),
         "rollout.max_depth",
+        *("self_train.rounds", "self_train.samples_per_problem", "self_train.keep_per_problem"),
+        *("self_train.max_critical", "self_train.steps", "self_train.batch_problems"),
         *("rollout.max_thread_tokens", "rollout.answer_tokens", "rollout.max_in_flight"),
     ),
     2: ("algorithm.group_size",),
@@ -80,6 +83,8 @@ def validate(config: Config, ranks: int = 1) -> None:
     parallel, checked = config.sft.parallel_share, config.sft.checked_share
     _need(0.0 <= parallel <= 1.0, f"sft.parallel_share={parallel} must be in [0, 1]")
     _need(0.0 <= checked <= 1.0 - parallel, f"sft.checked_share={checked} must be in [0, 1 - sft.parallel_share]")
+    eta = config.self_train.min_eta
+    _need(eta is None or 0.0 <= eta < 1.0, f"self_train.min_eta={eta} must be in [0, 1)")
     _need(bool(config.name) and "/" not in config.name, f"name={config.name!r} must be a folder name, without /")
     _check_reward(config)
     _check_scratch(config.model)

@@ -1,0 +1,309 @@
+"""Self-training: sample with the current model, keep what is right and well-formed, train on it, evaluate; in rounds.
+
+ThreadWeaver's and NPR's second stages are one round of it. A run that was killed goes on when it is started again:
+every round's folder says how far it came.
+
+    outputs/<name>/
+      start/  sft/                 as in any run; sft/ is the warm start on demonstrations, if sft.steps says so
+      round0/progress.json         held-out figures of the model that the first round samples with
+      round1/kept.jsonl            the trajectories it trains on, as recorded rollouts
+      round1/progress.json         batches done, what was rejected and why, held-out figures
+      round1/model/                the Hugging Face folder that round 2 samples with
+      summary.json
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+
+from apr_train.config import Config, ConfigError
+from apr_train.harvest import Progress, harvest, read_kept
+from apr_train.logger import LogCallback, quiet_libraries
+from apr_train.problems import check_prompts
+from apr_train.run import (
+    Parts,
+    _evaluate,  # pyright: ignore[reportPrivateUsage]
+    _load,  # pyright: ignore[reportPrivateUsage]
+    _parts,  # pyright: ignore[reportPrivateUsage]
+    _sft,  # pyright: ignore[reportPrivateUsage]
+    start_world,
+)
+from apr_train.sft import train_sft, trajectory_rows
+from apr_train.tasks.base import Problem
+from apr_train.weight_sync import saved_weights
+from rewards.scored import Scored
+from rollout.errors import UserError
+from rollout.orchestrator import mix
+from rollout.trajectory import Trajectory
+
+SAMPLING = 2**33
+"""Where a training seed has its step, the seed of a round's samples has this and the round."""
+SETTINGS = "self_train.json"
+FREE = (
+    *("name", "output_dir", "dry_run", "logger", "algorithm.steps", "reward", "self_train.rounds"),
+    *("rollout.url", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
+)
+"""Keys that may change between two starts of one run: they do not change what a round does."""
+
+
+class SelfTrainError(UserError, RuntimeError):
+    """A round cannot be trained: nothing was kept. Says what was rejected for which reason."""
+
+
+class Stages(Protocol):
+    """What a round is made of. Every rank calls all of them."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank writes files."""
+        ...
+
+    def warm_start(self) -> None:
+        """Trains `start/` on demonstrations into `sft/`."""
+        ...
+
+    def use(self, model: Path) -> None:
+        """Loads the weights to sample with."""
+        ...
+
+    def collect(self, problems: Sequence[Problem], seed: int, first: int) -> list[Scored]:
+        """Samples and judges one trajectory per problem."""
+        ...
+
+    def train(self, source: Path, kept: Sequence[Trajectory], folder: Path) -> None:
+        """Trains the model in `source` on trajectories, into `folder`."""
+        ...
+
+    def evaluate(self, model: Path) -> dict[str, Any]:
+        """Held-out figures of a model; loads its weights."""
+        ...
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        ...
+
+
+def run_rounds(
+    config: Config, stages: Stages, problems: Sequence[Problem], folder: Path, say: Callable[[str], None] = print
+) -> list[Progress]:
+    """Round 0 (warm start, evaluation) and all rounds after it, from wherever an earlier start of this run came to."""
+    first, model = folder / "round0", folder / ("sft" if config.sft.steps else "start")
+    rounds = [Progress.load(first)]
+    stages.wait()
+    if config.sft.steps and not rounds[0].trained:
+        stages.warm_start()
+        _mark(rounds[0], first, stages, trained=True)
+    if rounds[0].heldout is None:
+        _mark(rounds[0], first, stages, heldout=stages.evaluate(model))
+    for number in range(1, config.self_train.rounds + 1):
+        here = folder / f"round{number}"
+        done = Progress.load(here)
+        stages.wait()
+        if done.heldout is None:
+            say(f"round {number}: sampling {len(problems)} problems, {config.self_train.samples_per_problem} each")
+            done = _round(config, stages, problems, here, model, number)
+        rounds.append(done)
+        model = here / "model"
+    return rounds
+
+
+def _round(
+    config: Config, stages: Stages, problems: Sequence[Problem], here: Path, model: Path, number: int
+) -> Progress:
+    """Samples with `model`, trains `here`/model, evaluates it; skips what is done."""
+    settings, start = config.self_train, here.parent / "start"
+    done = Progress.load(here)
+    if not done.trained:
+
+        def collect(problems: Sequence[Problem], seed: int, first: int) -> list[Scored]:
+            stages.use(model)  # empties the engine's caches: what they hold turns up in the last digits of a log-prob
+            return stages.collect(problems, seed, first)
+
+        seed = mix(config.seed, SAMPLING, number)
+        done = harvest(collect, problems, settings, number=number, seed=seed, folder=here, writes=stages.writes)
+        stages.wait()
+        if not done.kept:
+            raise SelfTrainError(
+                f"round {number} kept none of {done.sampled} trajectories ({_reasons(done.rejected)}): warm-start the "
+                "model (sft=warm_start), loosen self_train.max_critical and min_eta, or sample more"
+            )
+        stages.train(start if settings.source == "start" else model, read_kept(here), here / "model")
+        _mark(done, here, stages, trained=True)
+    _mark(done, here, stages, heldout=stages.evaluate(here / "model"))
+    return done
+
+
+def _mark(progress: Progress, folder: Path, stages: Stages, **changes: Any) -> None:
+    for name, value in changes.items():
+        setattr(progress, name, value)
+    if stages.writes:
+        progress.save(folder)
+    stages.wait()
+
+
+def _reasons(rejected: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items(), key=lambda each: -each[1]))
+
+
+def summary_of(config: Config, rounds: Sequence[Progress]) -> dict[str, Any]:
+    """What summary.json holds, the time it took aside: one entry a round, shares and means of what was kept."""
+    return {"name": config.name, "seed": config.seed, "rounds": [_entry(k, each) for k, each in enumerate(rounds)]}
+
+
+def _entry(number: int, done: Progress) -> dict[str, Any]:
+    kept = max(1, done.kept)
+    harvested: dict[str, Any] = {
+        "sampled": done.sampled,
+        "kept": done.kept,
+        "kept_share": round(done.kept / max(1, done.sampled), 6),
+        "kept_l_critical_mean": round(done.l_critical / kept, 6),
+        "kept_l_total_mean": round(done.l_total / kept, 6),
+        "kept_trigger_rate": round(done.forked / kept, 6),
+        "rejected": done.rejected,
+        "flaws": done.flaws,
+    }
+    return {"round": number, **(harvested if number else {}), "heldout": done.heldout or {}}
+
+
+def check_same_run(config: Config, folder: Path, writes: bool) -> None:
+    """Refuses to go on with a run that was started under other settings. ConfigError names the first that differs."""
+    ours = {key: value for key, value in _flat(asdict(config)) if not _is_free(key)}
+    file = folder / SETTINGS
+    if file.exists():
+        theirs: dict[str, Any] = json.loads(file.read_text())
+        changed = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        if changed:
+            was, now = theirs.get(changed[0]), ours.get(changed[0])
+            raise ConfigError(
+                f"{folder} was started with {changed[0]}={was}, now it is {now}: take another name=, or remove {folder}"
+            )
+    elif writes:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(ours, indent=1) + "\n")
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings by their dotted names, as JSON has them."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found += _flat(value, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", json.loads(json.dumps(value))))
+    return found
+
+
+def check(config: Config, ranks: int = 1) -> None:
+    """What only self-training needs of a valid configuration. Raises ConfigError."""
+    if config.strategy.name == "hogwild":
+        raise ConfigError("strategy=hogwild samples only: its trajectories cannot be trained on, take group_think")
+    if config.sft.problems_per_step % ranks:
+        raise ConfigError(f"sft.problems_per_step={config.sft.problems_per_step} must be a multiple of {ranks} ranks")
+
+
+def describe(config: Config) -> str:
+    """What a run would do, a few lines.
+
+    >>> print(describe(load(["self_train=npr"])))
+    1 round of 4096 problems x 8 samples, in batches of 64 problems
+    ...
+    """
+    own, problems = config.self_train, config.data.train_problems
+    limits = {"L_critical at most": own.max_critical, "eta at least": own.min_eta}
+    kept = "".join(f", {name} {value}" for name, value in limits.items() if value is not None)
+    most = "all that differ" if own.keep_per_problem is None else f"at most {own.keep_per_problem} a problem"
+    length = "one epoch" if own.steps is None else f"{own.steps} updates"
+    return (
+        f"{own.rounds} round{'s' * (own.rounds > 1)} of {problems} problems x {own.samples_per_problem} samples, "
+        f"in batches of {own.batch_problems} problems\n"
+        f"keeps the right and strictly well-formed: {most}{kept}\n"
+        f"trains {length} from {'the start' if own.source == 'start' else 'the last model'}, "
+        f"{config.sft.problems_per_step} trajectories an update"
+        + (f"; warm start first, {config.sft.steps} updates" if config.sft.steps else "")
+    )
+
+
+@dataclass
+class RunStages:
+    """The stages of a real run."""
+
+    parts: Parts
+
+    @property
+    def writes(self) -> bool:
+        return self.parts.world.is_main_process
+
+    def warm_start(self) -> None:
+        """See Stages."""
+        _sft(self.parts, self.parts.folder / "start")
+
+    def use(self, model: Path) -> None:
+        """See Stages."""
+        self.parts.rollouts.sampler.load_weights(saved_weights(model))
+
+    def collect(self, problems: Sequence[Problem], seed: int, first: int) -> list[Scored]:
+        """See Stages: each rank samples its share, all know all."""
+        world, rollouts = self.parts.world, self.parts.rollouts
+        share = -(-len(problems) // world.num_processes)
+        own = world.process_index * share
+        mine = problems[own : own + share]
+        temperature = self.parts.config.rollout.temperature
+        return gather_object(rollouts.collect(mine, temperature=temperature, seed=seed, first=first + own))
+
+    def train(self, source: Path, kept: Sequence[Trajectory], folder: Path) -> None:
+        """See Stages: the warm start's settings, for as many updates as self_train says."""
+        parts, sft = self.parts, self.parts.config.sft
+        steps = parts.config.self_train.steps or -(-len(kept) // sft.problems_per_step)
+        warmup = min(sft.warmup_steps, -(-steps // 10))
+        callbacks: list[TrainerCallback] = [LogCallback(parts.log, folder.parent.name)]
+        train_sft(
+            replace(parts.config, sft=replace(sft, steps=steps, warmup_steps=warmup)),
+            lambda: _load(parts, source, "tree"),
+            parts.tokens.tokenizer,
+            trajectory_rows(kept),
+            folder,
+            parts.world,
+            callbacks,
+        )
+        AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin
+        self.wait()
+
+    def evaluate(self, model: Path) -> dict[str, Any]:
+        """See Stages."""
+        return _evaluate(self.parts, model)
+
+    def wait(self) -> None:
+        """See Stages."""
+        self.parts.world.wait_for_everyone()
+
+
+def self_train(config: Config) -> dict[str, Any]:
+    """Runs or resumes all rounds and returns what `summary.json` holds. What a user can mend is a UserError."""
+    started = time.perf_counter()
+    quiet_libraries()
+    world, folder = start_world(config), Path(config.output_dir)
+    check(config, world.num_processes)
+    check_same_run(config, folder, world.is_main_process)
+    metrics = folder / "metrics.jsonl"
+    if world.is_main_process and metrics.exists():  # the log starts a new file
+        metrics.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.jsonl')))}.jsonl")
+    config = replace(config, algorithm=replace(config.algorithm, steps=0))
+    with _parts(config, world, folder) as parts:
+        problems = parts.task.problems("train", config.data.train_problems, config.data.seed)
+        check_prompts(parts.tokens, problems, config)
+        rounds = run_rounds(config, RunStages(parts), problems, folder, parts.log.say)
+        summary = {**summary_of(config, rounds), "wall_seconds": round(time.perf_counter() - started, 1)}
+        if world.is_main_process:
+            (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        return summary
