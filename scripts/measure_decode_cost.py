@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.model or Path(scratch) / "model"
         if arguments.model is None:
-            prepare_model_folder(ModelConfig(max_context=arguments.context + LONG), ThreadWeaver.tags, folder, seed=0)
+            prepare_model_folder(ModelConfig(max_context=arguments.context + LONG), ThreadWeaver.tags(), folder, seed=0)
         engine = VllmEngine(folder, max_context=arguments.context + LONG, dtype=arguments.dtype)
         try:
             timed = engine_timer(engine, AutoConfig.from_pretrained(folder).vocab_size)

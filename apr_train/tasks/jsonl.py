@@ -217,4 +217,6 @@ class Jsonl:
 
 
 def _flat(piece: str | Block) -> str:
-    return piece if isinstance(piece, str) else "".join(f"{body.strip()}\n" for _, body in piece.threads)
+    if isinstance(piece, str):
+        return piece
+    return "".join(f"{Block((thread,)).in_sequence().strip()}\n" for thread in piece.threads)
