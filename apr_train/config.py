@@ -79,7 +79,7 @@ class StrategyConfig:
     """fork_join (each as the dialect's join says) | group_think (in lockstep, each sees the others' earlier tokens) |
     hogwild (the same, over one shared cache in which every reader has its own positions; sampling only)"""
     stride: int | None = None
-    """group_think: how many positions apart threads start; null keeps max_thread_tokens for each."""
+    """group_think: how many positions apart threads start; null is as far as the longest of them may get."""
 
 
 @dataclass

@@ -203,6 +203,10 @@ def _check_strategy(config: Config) -> None:
         f"dialect.join=transcript; {config.dialect.name} forks elsewhere",
     )
     _need(
+        not config.dialect.options.get("first_finish"),
+        f"strategy={strategy.name} cannot cut threads at the first one's end: set dialect.options.first_finish=false",
+    )
+    _need(
         engine in ("auto", "torch"),
         f"rollout.engine={engine} cannot show threads to each other while they are sampled: use rollout=torch",
     )
