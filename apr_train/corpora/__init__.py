@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, cast
 
 from apr_train.corpora import apr, multiverse, npr, parallel_r1, threadweaver
 from apr_train.corpora.base import CorpusError, Drop, Worked
 from apr_train.corpora.report import Report
 from apr_train.corpora.source import read_rows
-from rollout.demonstration import Block
 from rollout.options import hint
-from rollout.search_trace import SearchRun
 
 Row = tuple[str, Mapping[str, Any]]
 
@@ -68,7 +65,7 @@ def import_rows(rows: Iterable[tuple[str, object]], layout: str, source: str = "
             report.drop(worked, where)
             continue
         kept[worked] = where
-        _count(worked, report)
+        report.keep(worked)
     return Corpus([(where, worked) for worked, where in kept.items()], report)
 
 
@@ -80,12 +77,3 @@ def _objects(rows: Iterable[tuple[str, object]], report: Report) -> Iterator[Row
             yield where, cast(Mapping[str, Any], row)
         else:
             report.drop(Drop.NOT_A_ROW, where)
-
-
-def _count(worked: Worked, report: Report) -> None:
-    report.kept += 1
-    report.parallel += worked.parts > 1
-    if isinstance(worked.demonstration, SearchRun):
-        report.blocks += len(worked.demonstration.spawns)
-    else:
-        report.blocks += sum(isinstance(piece, Block) for piece in chain(worked.demonstration.reasoning))

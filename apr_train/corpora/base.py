@@ -70,6 +70,13 @@ class Worked:
         blocks = [piece for piece in self.demonstration.reasoning if isinstance(piece, Block)]
         return max((len(block.threads) for block in blocks), default=1)
 
+    @property
+    def blocks(self) -> int:
+        """Its outer blocks, or a search's spawns."""
+        if isinstance(self.demonstration, SearchRun):
+            return len(self.demonstration.spawns)
+        return sum(isinstance(piece, Block) for piece in self.demonstration.reasoning)
+
     def in_sequence(self) -> Demonstration | SearchRun:
         """The solution with the bodies of its blocks one after the other; a search stays as it is."""
         if isinstance(self.demonstration, SearchRun):

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from apr_train.corpora.base import Worked
+
 
 @dataclass
 class Report:
@@ -30,6 +32,12 @@ class Report:
     """Kept rows with two threads or more somewhere."""
     first: dict[str, str] = field(default_factory=dict[str, str])
     rows: dict[str, int] = field(default_factory=dict[str, int])
+
+    def keep(self, worked: Worked) -> None:
+        """Counts a row that was kept."""
+        self.kept += 1
+        self.parallel += worked.parts > 1
+        self.blocks += worked.blocks
 
     def drop(self, reason: str, where: str) -> None:
         """Counts a row that was not kept."""

@@ -84,8 +84,7 @@ def check_rows(rows: Iterable[tuple[str, Worked]], checker: Checker) -> Report:
         report.read += 1
         reason = checker.why_not(worked)
         if reason is None:
-            report.kept += 1
-            report.parallel += worked.parts > 1
+            report.keep(worked)
         else:
             report.drop(reason, where)
     return report
