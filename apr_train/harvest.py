@@ -44,20 +44,25 @@ class Progress:
     heldout: dict[str, Any] | None = None
 
     def save(self, folder: Path) -> None:
-        """Replaces the file whole, so that a kill leaves the old one or the new one."""
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"{PROGRESS}.new"
-        with draft.open("w") as file:
-            file.write(json.dumps(asdict(self), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(folder / PROGRESS)
+        """Writes it to the round's folder."""
+        replace_json(folder / PROGRESS, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "Progress":
         """What `save` wrote; fresh where nothing was."""
         file = folder / PROGRESS
         return cls(**json.loads(file.read_text())) if file.exists() else cls()
+
+
+def replace_json(file: Path, values: dict[str, Any]) -> None:
+    """Replaces a file whole, so that a kill, or another rank that reads, finds the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.new")
+    with draft.open("w") as opened:
+        opened.write(json.dumps(values, indent=1) + "\n")
+        opened.flush()
+        os.fsync(opened.fileno())
+    draft.replace(file)
 
 
 def refusal(scored: Scored, limits: SelfTrainConfig) -> str | None:

@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from apr_train.config import Config, ConfigError
-from apr_train.harvest import Progress, harvest, read_kept
+from apr_train.harvest import Progress, harvest, read_kept, replace_json
 from apr_train.logger import LogCallback, quiet_libraries
 from apr_train.problems import check_prompts
 from apr_train.run import (
@@ -185,8 +185,7 @@ def check_same_run(config: Config, folder: Path, writes: bool) -> None:
                 f"{folder} was started with {changed[0]}={was}, now it is {now}: take another name=, or remove {folder}"
             )
     elif writes:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(ours, indent=1) + "\n")
+        replace_json(file, ours)
 
 
 def _is_free(key: str) -> bool:
@@ -305,5 +304,5 @@ def self_train(config: Config) -> dict[str, Any]:
         rounds = run_rounds(config, RunStages(parts), problems, folder, parts.log.say)
         summary = {**summary_of(config, rounds), "wall_seconds": round(time.perf_counter() - started, 1)}
         if world.is_main_process:
-            (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            replace_json(folder / "summary.json", summary)
         return summary

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ from trainers import BUDGET, DIALECT, TOKENS, random_demonstration
 
 from apr_train.compose import load
 from apr_train.config import Config, ConfigError, SelfTrainConfig
-from apr_train.harvest import KEPT, PROGRESS, Progress, choose, harvest, read_kept, refusal
-from apr_train.self_train import SelfTrainError, check, check_same_run, describe, run_rounds, summary_of
+from apr_train.harvest import KEPT, Progress, choose, harvest, read_kept, refusal
+from apr_train.self_train import RunStages, SelfTrainError, check, check_same_run, describe, run_rounds, summary_of
 from apr_train.sft import demonstration_rows, record_demonstration, trajectory_rows
 from apr_train.tasks import make_task
 from apr_train.tasks.base import Problem
@@ -95,7 +96,7 @@ def test_every_sample_is_kept_or_has_one_reason_and_batches_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, seed: int, keep: int | None, size: int
 ) -> None:
     config = SelfTrainConfig(samples_per_problem=3, keep_per_problem=keep, batch_problems=size, max_critical=30)
-    folder = tmp_path_factory.mktemp("harvest")
+    folder, whole = tmp_path_factory.mktemp("harvest"), tmp_path_factory.mktemp("whole")
     done = harvest(Stages(folder).collect, PROBLEMS, config, number=1, seed=seed, folder=folder)
     assert done.sampled == 18 == done.kept + sum(done.rejected.values())
     kept = read_kept(folder)
@@ -103,7 +104,6 @@ def test_every_sample_is_kept_or_has_one_reason_and_batches_change_nothing(
     assert all(measure(trajectory).l_critical <= 30 for trajectory in kept)
     assert done.l_critical == sum(measure(trajectory).l_critical for trajectory in kept)
     assert done.rejected.get("malformed", 0) == sum(done.flaws.values())
-    whole = tmp_path_factory.mktemp("whole")
     harvest(Stages(whole).collect, PROBLEMS, replace(config, batch_problems=99), number=1, seed=seed, folder=whole)
     assert (whole / KEPT).read_bytes() == (folder / KEPT).read_bytes()
 
@@ -206,8 +206,7 @@ def test_a_round_samples_with_the_model_before_it_and_trains_the_start(tmp_path:
     stages = Stages(tmp_path / "start")
     complete(tmp_path / "start", stages)
     collects = ["collect 0", "collect 4", "collect 8"]
-    first = [step for collect in collects for step in ("use sft", collect)]
-    second = [step for collect in collects for step in ("use round1/model", collect)]
+    first, second = ([s for c in collects for s in (f"use {m}", c)] for m in ("sft", "round1/model"))
     assert stages.log == [
         *("warm start", "evaluate sft", *first, "train start", "trained", "evaluate round1/model"),
         *(*second, "train start", "trained", "evaluate round2/model"),
@@ -277,6 +276,22 @@ def test_a_round_that_keeps_nothing_names_the_reasons_and_trains_nothing(tmp_pat
     with pytest.raises(SelfTrainError, match=r"kept none of 12 trajectories \(.*max_critical \d+"):
         complete(tmp_path, stages, max_critical=1)
     assert "train start" not in stages.log
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 7])
+def test_ranks_sample_their_shares_of_what_one_would(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def collect(problems: Sequence[Problem], temperature: float, seed: int, first: int) -> list[Any]:
+        return [(problem.id, temperature, seed, first + k) for k, problem in enumerate(problems)]
+
+    config = load(["rollout.temperature=0.5"])
+    everyone: list[Any] = []
+    monkeypatch.setattr("apr_train.self_train.gather_object", lambda own: own)
+    for rank in range(ranks):
+        world = SimpleNamespace(num_processes=ranks, process_index=rank, is_main_process=not rank)
+        parts: Any = SimpleNamespace(world=world, rollouts=SimpleNamespace(collect=collect), config=config)
+        assert RunStages(parts).writes == (rank == 0)
+        everyone += RunStages(parts).collect(PROBLEMS, seed=3, first=10)
+    assert everyone == [(f"p{k}", 0.5, 3, 10 + k) for k in range(6)]
 
 
 def test_other_settings_are_refused_by_name_but_more_rounds_are_not(tmp_path: Path) -> None:
@@ -377,9 +392,7 @@ def test_a_real_run_killed_while_it_samples_goes_on_to_the_same_model(tmp_path: 
         time.sleep(0.02)
     child.kill()
     child.wait()
-    assert not (killed / "summary.json").exists()
-    before = json.loads((killed / "round1" / PROGRESS).read_text())["batches"]
-    assert 1 <= before < 7
+    assert 1 <= Progress.load(killed / "round1").batches < 7 and not (killed / "summary.json").exists()
     again = subprocess.run(command(killed), capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
     assert again.returncode == 0, again.stderr[-2000:]
     assert result(killed) == result(whole)
