@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apr_train.model import character_tokenizer
@@ -75,6 +75,8 @@ VARIANTS = [
 ]
 EVERY = pytest.mark.parametrize("reader", VARIANTS, ids=lambda r: "-".join([r.name, r.dialect.join_rule, *r.options]))
 
+# Nested demonstrations take a while to draw, and longer on a machine that does other things too.
+EXAMPLES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BODY = st.text("ab12 ", max_size=6)
 
 
@@ -93,7 +95,7 @@ def blocks(bodies: st.SearchStrategy[Any], most: int = 4) -> st.SearchStrategy[B
     )
 
 
-NESTED = st.recursive(BODY, lambda inner: st.lists(BODY | blocks(inner, 3), max_size=2).map(tuple), max_leaves=8)
+NESTED = st.recursive(BODY, lambda inner: st.lists(BODY | blocks(inner, 3), max_size=2).map(tuple), max_leaves=5)
 DEMOS = st.builds(Demonstration, st.lists(BODY | blocks(NESTED), max_size=3).map(tuple), BODY)
 
 
@@ -106,7 +108,7 @@ def may_refuse(reader: Reader, demo: Demonstration) -> Script | None:
 
 
 @EVERY
-@settings(max_examples=25, deadline=None)
+@EXAMPLES
 @given(demo=DEMOS, order=st.integers(0, 9))
 def test_what_is_written_is_what_is_read(reader: Reader, demo: Demonstration, order: int) -> None:
     script = may_refuse(reader, demo)
@@ -126,7 +128,7 @@ def test_what_is_written_is_what_is_read(reader: Reader, demo: Demonstration, or
 
 
 @EVERY
-@settings(max_examples=25, deadline=None)
+@EXAMPLES
 @given(
     demo=DEMOS, sizes=st.tuples(st.integers(20, 160), st.none() | st.integers(20, 90), st.none() | st.integers(1, 20))
 )
