@@ -24,7 +24,7 @@ from rollout.tokens import Tokens, register_tags
 from rollout.trajectory import Call, Trajectory
 from rollout.view import View
 
-WIDE = Budget(response=100_000, answer=8, threads=32, blocks=32)
+WIDE = Budget(response=100_000, answer=8, threads=32, blocks=32, depth=8)
 
 
 @dataclass

@@ -177,7 +177,7 @@ def test_the_engines_timing_does_not_change_what_a_rollout_is_worth() -> None:
         scored = Scored(trajectory, measure(trajectory), "correct")
         orders.append([trajectory.segments[call.sampled].thread for call in trajectory.calls])
         waits.append([Hardware(workers, EXAMPLE, 0.02).wait_ms(scored) for workers in (1, 2, 3)])
-    assert orders == [[(), (0, 1), (0, 2), (0, 3), ()], [(), (0, 3), (0, 2), (0, 1), ()]]
+    assert orders == [[(), (0, 1), (0, 2), (0, 3), ()]] * 2  # served in another order, recorded in the same
     assert waits[0] == waits[1]
 
 
