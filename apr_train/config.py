@@ -166,6 +166,8 @@ class SelfTrainConfig:
     model made from scratch needs `last`, or `steps` near sft.steps."""
     steps: int | None = None
     """Updates per round, of sft.problems_per_step trajectories; null goes once through what was kept."""
+    learning_rate: float | None = None
+    """null is sft.learning_rate; source=last needs less, for it goes on from a trained model with a fresh optimizer."""
     batch_problems: int = 64
     """Progress is saved after the samples of so many problems. The weights are loaded again before each batch, so that
     a resumed run samples what an uninterrupted one does: take more for a large model."""

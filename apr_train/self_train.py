@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from apr_train.config import Config, ConfigError
+from apr_train.config import Config, ConfigError, SftConfig
 from apr_train.harvest import Progress, harvest, read_kept, replace_json
 from apr_train.logger import LogCallback, quiet_libraries
 from apr_train.problems import check_prompts
@@ -233,6 +233,18 @@ def describe(config: Config) -> str:
     )
 
 
+def sft_of_round(config: Config, kept: int) -> SftConfig:
+    """The warm start's settings, for as many updates as a round has; at most a tenth of them warms up.
+
+    >>> sft_of_round(Config(sft=SftConfig(problems_per_step=24, warmup_steps=30)), kept=991).steps
+    42
+    """
+    own, sft = config.self_train, config.sft
+    steps = own.steps or -(-kept // sft.problems_per_step)
+    rate = sft.learning_rate if own.learning_rate is None else own.learning_rate
+    return replace(sft, steps=steps, warmup_steps=min(sft.warmup_steps, -(-steps // 10)), learning_rate=rate)
+
+
 @dataclass
 class RunStages:
     """The stages of a real run."""
@@ -261,13 +273,11 @@ class RunStages:
         return gather_object(rollouts.collect(mine, temperature=temperature, seed=seed, first=first + own))
 
     def train(self, source: Path, kept: Sequence[Trajectory], folder: Path) -> None:
-        """See Stages: the warm start's settings, for as many updates as self_train says."""
-        parts, sft = self.parts, self.parts.config.sft
-        steps = parts.config.self_train.steps or -(-len(kept) // sft.problems_per_step)
-        warmup = min(sft.warmup_steps, -(-steps // 10))
+        """See Stages."""
+        parts = self.parts
         callbacks: list[TrainerCallback] = [LogCallback(parts.log, folder.parent.name)]
         train_sft(
-            replace(parts.config, sft=replace(sft, steps=steps, warmup_steps=warmup)),
+            replace(parts.config, sft=sft_of_round(parts.config, len(kept))),
             lambda: _load(parts, source, "tree"),
             parts.tokens.tokenizer,
             trajectory_rows(kept),

@@ -83,7 +83,8 @@ def validate(config: Config, ranks: int = 1) -> None:
     parallel, checked = config.sft.parallel_share, config.sft.checked_share
     _need(0.0 <= parallel <= 1.0, f"sft.parallel_share={parallel} must be in [0, 1]")
     _need(0.0 <= checked <= 1.0 - parallel, f"sft.checked_share={checked} must be in [0, 1 - sft.parallel_share]")
-    eta = config.self_train.min_eta
+    eta, rate = config.self_train.min_eta, config.self_train.learning_rate
+    _need(rate is None or rate > 0, f"self_train.learning_rate={rate} must be above 0")
     _need(eta is None or 0.0 <= eta < 1.0, f"self_train.min_eta={eta} must be in [0, 1)")
     _need(bool(config.name) and "/" not in config.name, f"name={config.name!r} must be a folder name, without /")
     _check_reward(config)

@@ -2,11 +2,7 @@
 
 import asyncio
 import hashlib
-import json
 import random
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -23,7 +18,16 @@ from trainers import BUDGET, DIALECT, TOKENS, random_demonstration
 from apr_train.compose import load
 from apr_train.config import Config, ConfigError, SelfTrainConfig
 from apr_train.harvest import KEPT, Progress, choose, harvest, read_kept, refusal
-from apr_train.self_train import RunStages, SelfTrainError, check, check_same_run, describe, run_rounds, summary_of
+from apr_train.self_train import (
+    RunStages,
+    SelfTrainError,
+    check,
+    check_same_run,
+    describe,
+    run_rounds,
+    sft_of_round,
+    summary_of,
+)
 from apr_train.sft import demonstration_rows, record_demonstration, trajectory_rows
 from apr_train.tasks import make_task
 from apr_train.tasks.base import Problem
@@ -162,7 +166,7 @@ class Stages:
     def sample(self, problem: Problem, stream: str) -> Scored:
         rng = random.Random(stream)
         trajectory = played(random_demonstration(rng), problem.id)
-        trajectory = replace(trajectory, policy_version=rng.randrange(9))  # differs after a restart
+        trajectory = replace(trajectory, policy_version=len(self.log))  # differs after a restart
         verdict: Verdict = rng.choice(["correct", "correct", "correct", "correct", "wrong", "error"])
         flaw = rng.choice([None, None, None, "a stray tag"])
         return Scored(trajectory, measure(trajectory), verdict, flaw)
@@ -320,12 +324,23 @@ def test_other_settings_are_refused_by_name_but_more_rounds_are_not(tmp_path: Pa
         ("self_train.keep_per_problem=0", "must be at least 1"),
         ("self_train.min_eta=1.0", r"must be in \[0, 1\)"),
         ("self_train.min_eta=-0.1", r"must be in \[0, 1\)"),
+        ("self_train.learning_rate=0", "must be above 0"),
         ("self_train.batch_problem=3", r"did you mean self_train\.batch_problems\?"),
     ],
 )
 def test_a_wrong_setting_is_one_line(override: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load([override])
+
+
+def test_a_round_trains_one_epoch_or_as_long_as_it_is_told() -> None:
+    def sft(*overrides: str) -> tuple[int, int, float]:
+        chosen = ("sft.problems_per_step=24", "sft.warmup_steps=30", "sft.learning_rate=0.1", *overrides)
+        settings = sft_of_round(load(chosen), kept=991)
+        return settings.steps, settings.warmup_steps, settings.learning_rate
+
+    assert sft() == (42, 5, 0.1)
+    assert sft("self_train.steps=1000", "self_train.learning_rate=0.2") == (1000, 30, 0.2)
 
 
 def test_what_samples_but_cannot_train_is_refused() -> None:
@@ -353,48 +368,3 @@ def test_the_tables_fit_80_columns_and_show_every_reason(tmp_path: Path, capsys:
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert all(reason in shown for each in summary["rounds"][-5:] for reason in each["rejected"])
-
-
-# -- the real thing ----------------------------------------------------------------------------------------------------
-
-OVERRIDES = [
-    *("name=self", "rollout=torch", "logger=disabled", "logger.progress=false", "seed=3", "eval.problems=12"),
-    *("model.hidden_size=64", "model.intermediate_size=64", "model.heads=2", "model.kv_heads=2"),
-    *("data.train_problems=64", "data.options.parts_max=3", "data.options.steps_min=3", "data.options.steps_max=4"),
-    *("sft.steps=300", "sft.problems_per_step=16", "sft.warmup_steps=5", "sft.parallel_share=1.0"),
-    *("rollout.max_response_tokens=120", "rollout.max_thread_tokens=20", "self_train.rounds=2"),
-    *("self_train.samples_per_problem=4", "self_train.keep_per_problem=2", "self_train.batch_problems=8"),
-    "self_train.source=last",
-]
-
-
-def command(folder: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts/self_train.py"), f"output_dir={folder}", *OVERRIDES]
-
-
-def result(folder: Path) -> tuple[Any, list[list[tuple[int, ...]]]]:
-    summary = json.loads((folder / "summary.json").read_text())
-    del summary["wall_seconds"]
-    kept = [read_kept(folder / f"round{k}") for k in (1, 2)]
-    return summary, [[segment.ids for t in each for segment in t.segments] for each in kept]
-
-
-@pytest.mark.slow
-def test_a_real_run_killed_while_it_samples_goes_on_to_the_same_model(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    first = subprocess.run(command(whole), capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
-    assert first.returncode == 0, first.stderr[-2000:]
-    assert "rejected, by reason" in first.stdout
-    child = subprocess.Popen(command(killed), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not 1 <= Progress.load(killed / "round1").batches < 7:
-        assert child.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    child.kill()
-    child.wait()
-    assert 1 <= Progress.load(killed / "round1").batches < 7 and not (killed / "summary.json").exists()
-    again = subprocess.run(command(killed), capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert result(killed) == result(whole)
-    rounds = result(whole)[0]["rounds"]
-    assert rounds[1]["kept"] > 20 and rounds[2]["kept"] > 0
