@@ -344,6 +344,16 @@ def test_a_fork_that_the_client_refused_is_a_flaw(name: str) -> None:
     assert tight.notes == {"fork/no room": 1} and reader.dialect.check(tight) is not None
 
 
+def test_a_thread_with_no_token_left_after_its_own_block_is_a_flaw() -> None:
+    reader = Reader("multiverse")
+    script = reader.dialect.write(Demonstration((Block((("p", ("c", Block(LEAF))), ("q", "1"))),), "9"))
+    own = Budget(100_000, 8, threads=32, blocks=32, thread=len(script[(0, 1)][0]))
+    trajectory = reader.play(script, own)
+    assert trajectory.notes == {"thread/forced close": 1} and trajectory.outcome == "answered"
+    assert [c.event for c in trajectory.calls if trajectory.segments[c.sampled].thread == (0, 1)] == ["fork"]
+    assert reader.dialect.check(trajectory) is not None
+
+
 def test_a_failing_thread_leaves_no_sibling_behind() -> None:
     reader = Reader("threadweaver")
     script = reader.dialect.write(GOOD)

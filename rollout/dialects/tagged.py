@@ -239,6 +239,10 @@ class Tagged(Reasoning):
                 return "a thread holds a tag, or did not close itself"
             elif not name and (call.event != "final" or own):
                 return "a tag outside its place in the root"
+        ended = {trajectory.segments[call.sampled].thread: call.event for call in trajectory.calls}
+        threads = {segment.thread for segment in trajectory.segments if segment.thread}
+        if any(ended.get(name) not in ("join", "cancelled") for name in threads):
+            return "a thread holds a tag, or did not close itself"  # after its own block it had no token left
         return self.check_reasoning(trajectory.root_ids())
 
     def _close_of(self, call: Any, name: Name) -> list[int]:
