@@ -137,7 +137,7 @@ class Stages:
     writes = True
 
     def __init__(self, folder: Path, kill_at: int | None = None) -> None:
-        self.folder, self.left, self.log = folder, kill_at, list[str]()
+        self.folder, self.left, self.log, self.seeds = folder, kill_at, list[str](), list[int]()
         self.weights = ""
         start = folder / "start"
         start.mkdir(parents=True, exist_ok=True)
@@ -161,6 +161,7 @@ class Stages:
 
     def collect(self, problems: Sequence[Problem], seed: int, first: int) -> list[Scored]:
         self.step(f"collect {first}")
+        self.seeds.append(seed)
         return [self.sample(problem, f"{self.weights}/{seed}/{first + k}") for k, problem in enumerate(problems)]
 
     def sample(self, problem: Problem, stream: str) -> Scored:
@@ -218,6 +219,25 @@ def test_a_round_samples_with_the_model_before_it_and_trains_the_start(tmp_path:
     last = Stages(tmp_path / "last")
     complete(tmp_path / "last", last, source="last")
     assert [line for line in last.log if line.startswith("train ")] == ["train sft", "train round1/model"]
+
+
+def test_a_round_draws_other_samples_than_the_rounds_and_the_runs_beside_it(tmp_path: Path) -> None:
+    seeds: list[int] = []
+    for seed in (0, 1):
+        stages, config = Stages(tmp_path / str(seed)), config_of(tmp_path / str(seed))
+        config.seed = seed
+        run_rounds(config, stages, PROBLEMS, tmp_path / str(seed), lambda line: None)
+        assert stages.seeds == [stages.seeds[0]] * 3 + [stages.seeds[3]] * 3
+        seeds += set(stages.seeds)
+    assert len(set(seeds)) == 4
+
+
+def test_a_kill_while_it_evaluates_costs_no_second_training(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        complete(tmp_path, Stages(tmp_path, 10))
+    again = Stages(tmp_path)
+    complete(tmp_path, again)
+    assert again.log[0] == "evaluate round1/model"
 
 
 STEPS = 20
