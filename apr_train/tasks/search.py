@@ -58,7 +58,7 @@ class Place:
         return heuristic(self.state.numbers, self.state.target)
 
 
-class Thread:
+class Search:
     """One text of a search: looks for the goal below a place, and writes down what it does.
 
     `nest`: the chance that successors are searched at once, inside this text; `promising`: that they become children,
@@ -137,16 +137,16 @@ class Thread:
     def _spawn(self, below: Iterable[Place]) -> Place | None:
         """Ends a turn. The goal is the first child's that has one; all of them search to their end."""
         places = sorted(below, key=lambda place: place.distance)
-        threads = [Thread(self.random, self.surface, self.child_beam) for _ in places]
-        goals = [thread.run(place) for thread, place in zip(threads, places, strict=True)]
+        searches = [Search(self.random, self.surface, self.child_beam) for _ in places]
+        goals = [search.run(place) for search, place in zip(searches, places, strict=True)]
         self.turns.append(self.text)
         self.spawns.append(tuple(place.node for place in places))
-        self.children.append(tuple(thread.text for thread in threads))
+        self.children.append(tuple(search.text for search in searches))
         self.text = ""
         return next(filter(None, goals), None)
 
     def _restate(self, start: Place, goal: Place, moving: bool) -> None:
-        """The way from the thread's start to its goal, once more and without detours."""
+        """The way from the start of the search to its goal, once more and without detours."""
         way = [goal]
         while way[0].node != start.node:
             assert way[0].above is not None
@@ -187,9 +187,9 @@ def sos_plus(
     >>> sos_plus(62, (31, 2), Random(0), beam=1, surface=TERSE)
     '31*2=62:62\\n62=62\\n:62:31 2|\\n31*2=62:62\\n62=62\\n'
     """
-    thread = Thread(random, surface, beam, nest=nest)
-    thread.run(Place(ROOT, State(target, numbers)), moving=False)
-    return thread.text
+    search = Search(random, surface, beam, nest=nest)
+    search.run(Place(ROOT, State(target, numbers)), moving=False)
+    return search.text
 
 
 def apr(
@@ -210,6 +210,6 @@ def apr(
     >>> apr(62, (53, 22, 2), Random(0), beam=2, child_beam=2, surface=TERSE).spawns
     (((0, 0), (0, 1)),)
     """
-    thread = Thread(random, surface, beam, promising=promising, child_beam=child_beam)
-    thread.run(Place(ROOT, State(target, numbers)))
-    return SearchRun((*thread.turns, thread.text), tuple(thread.spawns), tuple(thread.children))
+    search = Search(random, surface, beam, promising=promising, child_beam=child_beam)
+    search.run(Place(ROOT, State(target, numbers)))
+    return SearchRun((*search.turns, search.text), tuple(search.spawns), tuple(search.children))
