@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from apr_train.config import Config, ConfigError
 from apr_train.validate import check_model_folder, validate
-from rollout.errors import nearest
+from rollout.errors import UserError, nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TRUNCATION = ("top_p", "top_k", "min_p", "typical_p")
@@ -26,6 +27,31 @@ KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or f
 def register() -> None:
     """Makes the dataclasses of `apr_train.config` the schema that every YAML and every override is merged into."""
     ConfigStore.instance().store("schema", Config)
+
+
+def start(main: Callable[[], None]) -> None:
+    """Runs the main function of a script under `hydra.main`, with this process's command line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would otherwise catch exceptions, shorten them and exit with 1
+    register()
+    sys.argv[1:] = opened(sys.argv[1:])
+    with one_line_errors():
+        main()
+
+
+@contextmanager
+def one_line_errors(*, every_rank: bool = False) -> Iterator[None]:
+    """What a user can mend is one line on stderr and exit code 2; everything else keeps its traceback.
+
+    A wrong configuration is found by every rank, and told once; with `every_rank` each tells what it found.
+    """
+    try:
+        with translated_errors(sys.argv[1:]):
+            yield
+    except UserError as error:
+        which = f"rank {rank()}: " if every_rank and ranks() > 1 else ""
+        if which or rank() == 0:
+            print(f"error: {which}{' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 def load(overrides: Sequence[str]) -> Config:
@@ -54,6 +80,11 @@ def to_config(composed: DictConfig) -> Config:
 def ranks() -> int:
     """How many processes train together; torchrun and srun say so in WORLD_SIZE."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this process is, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager

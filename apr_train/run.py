@@ -63,16 +63,16 @@ def run(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     quiet_libraries()
     world, folder = start_world(config), Path(config.output_dir)
-    with _parts(config, world, folder) as parts:
+    with open_parts(config, world, folder) as parts:
         summary: dict[str, Any] = {"name": config.name, "seed": config.seed, "ranks": world.num_processes}
         start = folder / "start"
         if config.sft.steps:
-            _sft(parts, start)
+            warm_start(parts, start)
             start = folder / "sft"
-            summary["sft"] = _evaluate(parts, start)
+            summary["sft"] = evaluate_folder(parts, start)
         if config.algorithm.steps:
             summary["gap_logprob_mean_abs"] = _rl(parts, start)
-            summary["rl"] = _evaluate(parts, folder / "rl")
+            summary["rl"] = evaluate_folder(parts, folder / "rl")
         summary["wall_seconds"] = round(time.perf_counter() - started, 1)
         if world.is_main_process:
             (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -96,7 +96,7 @@ def start_world(config: Config) -> PartialState:
 
 
 @contextmanager
-def _parts(config: Config, world: PartialState, folder: Path) -> Iterator[Parts]:
+def open_parts(config: Config, world: PartialState, folder: Path) -> Iterator[Parts]:
     """Checks all that can be checked before anything of an earlier run is touched or the sampler starts."""
     task = make_task(config.data.task, config.data.options)
     problems = draw_problems(config, task)
@@ -120,12 +120,14 @@ def _parts(config: Config, world: PartialState, folder: Path) -> Iterator[Parts]
         yield Parts(config, folder, world, task, rollouts, log, problems)
 
 
-def _load(parts: Parts, folder: Path, attention: str) -> PreTrainedModel:
+def load_policy(parts: Parts, folder: Path, attention: str) -> PreTrainedModel:
+    """The model to train, from a Hugging Face folder; `attention`: tree | sdpa."""
     dtype = getattr(torch, parts.config.model.dtype)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
 
 
-def _sft(parts: Parts, start: Path) -> None:
+def warm_start(parts: Parts, start: Path) -> None:
+    """SFT of the model in `start` on demonstrations, into `sft/`."""
     config, rollouts = parts.config, parts.rollouts
     dataset = demonstration_rows(
         parts.task,
@@ -143,7 +145,7 @@ def _sft(parts: Parts, start: Path) -> None:
     # Always "tree": demonstrations are collated as tries, which plain attention would read as flat text.
     train_sft(
         config,
-        lambda: _load(parts, start, "tree"),
+        lambda: load_policy(parts, start, "tree"),
         parts.tokens.tokenizer,
         dataset,
         parts.folder / "sft",
@@ -160,7 +162,7 @@ def _rl(parts: Parts, start: Path) -> float:
     gate = GapGate(config.algorithm.gap_warn, config.algorithm.gap_stop)
     args = grpo_arguments(config, parts.folder / "rl" / "trainer", parts.world.num_processes)
     trainer = ForkJoinGRPOTrainer(
-        _load(parts, start, config.model.attention),
+        load_policy(parts, start, config.model.attention),
         args,
         parts.tokens.tokenizer,
         parts.problems.rl,
@@ -199,7 +201,7 @@ def _rollout_writer(parts: Parts) -> OnRollouts:
     return write
 
 
-def _evaluate(parts: Parts, folder: Path) -> dict[str, Any]:
+def evaluate_folder(parts: Parts, folder: Path) -> dict[str, Any]:
     """Samples the held-out problems with the weights in `folder`, each rank its share; writes records."""
     if not parts.problems.heldout:
         return {}

@@ -27,14 +27,7 @@ from apr_train.config import Config, ConfigError, SftConfig
 from apr_train.harvest import Progress, harvest, read_kept, replace_json
 from apr_train.logger import LogCallback, quiet_libraries
 from apr_train.problems import check_prompts
-from apr_train.run import (
-    Parts,
-    _evaluate,  # pyright: ignore[reportPrivateUsage]
-    _load,  # pyright: ignore[reportPrivateUsage]
-    _parts,  # pyright: ignore[reportPrivateUsage]
-    _sft,  # pyright: ignore[reportPrivateUsage]
-    start_world,
-)
+from apr_train.run import Parts, evaluate_folder, load_policy, open_parts, start_world, warm_start
 from apr_train.sft import train_sft, trajectory_rows
 from apr_train.tasks.base import Problem
 from apr_train.weight_sync import saved_weights
@@ -257,7 +250,7 @@ class RunStages:
 
     def warm_start(self) -> None:
         """See Stages."""
-        _sft(self.parts, self.parts.folder / "start")
+        warm_start(self.parts, self.parts.folder / "start")
 
     def use(self, model: Path) -> None:
         """See Stages."""
@@ -278,7 +271,7 @@ class RunStages:
         callbacks: list[TrainerCallback] = [LogCallback(parts.log, folder.parent.name)]
         train_sft(
             replace(parts.config, sft=sft_of_round(parts.config, len(kept))),
-            lambda: _load(parts, source, "tree"),
+            lambda: load_policy(parts, source, "tree"),
             parts.tokens.tokenizer,
             trajectory_rows(kept),
             folder,
@@ -290,7 +283,7 @@ class RunStages:
 
     def evaluate(self, model: Path) -> dict[str, Any]:
         """See Stages."""
-        return _evaluate(self.parts, model)
+        return evaluate_folder(self.parts, model)
 
     def wait(self) -> None:
         """See Stages."""
@@ -308,7 +301,7 @@ def self_train(config: Config) -> dict[str, Any]:
     if world.is_main_process and metrics.exists():  # the log starts a new file
         metrics.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.jsonl')))}.jsonl")
     config = replace(config, algorithm=replace(config.algorithm, steps=0))
-    with _parts(config, world, folder) as parts:
+    with open_parts(config, world, folder) as parts:
         problems = parts.task.problems("train", config.data.train_problems, config.data.seed)
         check_prompts(parts.tokens, problems, config)
         rounds = run_rounds(config, RunStages(parts), problems, folder, parts.log.say)

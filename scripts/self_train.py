@@ -6,10 +6,6 @@ torchrun --nproc-per-node 8 scripts/self_train.py self_train=threadweaver model.
 Takes the configuration of scripts/train.py, whose GRPO it leaves out. The same command again goes on after a kill.
 """
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -18,43 +14,37 @@ from rich.console import Console
 from rich.table import Table
 
 from apr_train import compose
-from apr_train.config import Config
 from apr_train.tasks import make_task
-from rollout.errors import UserError
 
 SHOWN = 5
 """Of how many rounds, the last ones, the reasons are shown; summary.json has all."""
-RANK = int(os.environ.get("RANK", "0"))
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")
 def main(composed: DictConfig) -> None:
-    with one_line_errors():
+    with compose.one_line_errors():
         config = compose.to_config(composed)
-        if not config.dry_run:
-            train(config)
-        elif RANK == 0:
-            from apr_train.self_train import check, describe
+        from apr_train.self_train import check, describe, self_train  # takes seconds: not for a typing mistake
 
-            make_task(config.data.task, config.data.options)  # finds a wrong option or a missing file
-            check(config, compose.ranks())
-            print(OmegaConf.to_yaml(composed, resolve=True))
-            print(describe(config))
-
-
-def train(config: Config) -> None:
-    """Runs it and shows what came out; says which rank found what a user can mend."""
-    from apr_train.self_train import self_train  # torch and vLLM take seconds to import: not for a typing mistake
-
-    try:
+        if config.dry_run:
+            if compose.rank() == 0:
+                make_task(config.data.task, config.data.options)  # finds a wrong option or a missing file
+                check(config, compose.ranks())
+                print(OmegaConf.to_yaml(composed, resolve=True))
+                print(describe(config))
+            return
+    with compose.one_line_errors(every_rank=True):
         summary = self_train(config)
-    except UserError as error:
-        raise UserError(f"rank {RANK}: {error}" if compose.ranks() > 1 else str(error)) from error
-    if RANK == 0:
-        console = Console(width=80)
-        for table in tables(summary):
-            console.print(table)
-        console.print(f"everything: {config.output_dir}/summary.json")
+    if compose.rank() == 0:
+        show(summary, config.output_dir)
+
+
+def show(summary: dict[str, Any], folder: str) -> None:
+    """Prints the tables, and where the rest is."""
+    console = Console(width=80)
+    for table in tables(summary):
+        console.print(table)
+    console.print(f"everything: {folder}/summary.json")
 
 
 def tables(summary: dict[str, Any]) -> list[Table]:
@@ -81,22 +71,5 @@ def tables(summary: dict[str, Any]) -> list[Table]:
     return [rounds, why] if reasons else [rounds]
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """As in scripts/train.py: what a user can mend is one line on stderr and exit code 2."""
-    try:
-        with compose.translated_errors(sys.argv[1:]):
-            yield
-    except UserError as error:
-        line = " ".join(str(error).split())
-        if RANK == 0 or line.startswith("rank "):
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    compose.register()
-    sys.argv[1:] = compose.opened(sys.argv[1:])
-    with one_line_errors():
-        main()
+    compose.start(main)

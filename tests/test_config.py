@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import types
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from apr_train import compose
 from apr_train.compose import CONFIGS, load
 from apr_train.config import Config, ConfigError, ModelConfig
 from apr_train.plan import Sizes, memory, micro_batch_tokens, plan, sizes_of
@@ -390,22 +390,20 @@ def test_cfg_job_prints_the_configuration() -> None:
     assert "name: quickstart" in done.stdout
 
 
-def test_only_what_a_user_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scripts.train import train
-
-    module = types.ModuleType("apr_train.run")
-    monkeypatch.setitem(sys.modules, "apr_train.run", module)
-
-    def fail_with(error: Exception) -> None:
-        def run(config: Config) -> None:
-            raise error
-
-        module.run = run  # pyright: ignore[reportAttributeAccessIssue]
-
-    fail_with(TaskError("gsm8k.jsonl:12: empty line"))
-    with pytest.raises(UserError, match=r"gsm8k\.jsonl:12: empty line"):
-        train(Config())
-    fail_with(ValueError("a bug"))
-    with pytest.raises(ValueError, match="a bug") as bug:
-        train(Config())
+def test_only_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"), compose.one_line_errors():
+        raise TaskError("gsm8k.jsonl:12:\nempty line")
+    assert capsys.readouterr().err == "error: gsm8k.jsonl:12: empty line\n"
+    with pytest.raises(ValueError, match="a bug") as bug, compose.one_line_errors():
+        raise ValueError("a bug")
     assert not isinstance(bug.value, UserError)
+
+
+def test_what_one_rank_found_while_training_is_told_by_that_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"), compose.one_line_errors(every_rank=True):
+        raise TaskError("no such file")
+    assert capsys.readouterr().err == "error: rank 1: no such file\n"
