@@ -445,6 +445,21 @@ def test_first_finish_cuts_every_path_and_the_summary_reads_them_all() -> None:
     assert trajectory.notes == {"thread/cut": 2} and reader.dialect.check(trajectory) is None
 
 
+def test_what_the_client_closed_is_a_flaw_even_when_the_answer_repeats_the_tag() -> None:
+    """The long fuzz found it: no token left for the summary, and an answer that begins with the tag it owed."""
+    reader = Reader("parathinker", options={"paths": 2, "first_finish": True})
+    script: Script = {
+        (): [reader.turn("</summary>5<|eos|>")],
+        (0, 1): [reader.turn("1</think1>")],
+        (0, 2): [reader.turn("2222222</think2>")],
+    }
+    # critical: <think>, the cut path <think2>22</think2>, <summary>, the client's </summary></think>, the answer: 11
+    trajectory = reader.play(script, Budget(response=38, answer=3, threads=2, blocks=1, critical=11))
+    assert trajectory.outcome == "forced_answer" and trajectory.notes == {"thread/cut": 1}
+    assert reader.tokens.decode(trajectory.root_ids()) == "<think><summary></summary></think></summary>5<|eos|>"
+    assert reader.dialect.check(trajectory) == "the client had to close the reasoning"
+
+
 # -- strict format -----------------------------------------------------------------------------------------------------
 
 GOOD = Demonstration(

@@ -164,6 +164,11 @@ class Reasoning:
             return "the response does not end with its only eos"
         return None
 
+    @staticmethod
+    def check_outcome(trajectory: Trajectory) -> str | None:
+        """Whether the policy itself ended the response: what the client closed may look the same."""
+        return None if trajectory.outcome == "answered" else "the client had to close the reasoning"
+
 
 def told(demonstration: Demonstration | SearchRun, dialect: str) -> Demonstration:
     """The demonstration, where it is one of reasoning. Raises DialectError for a search trace."""

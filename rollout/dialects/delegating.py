@@ -69,7 +69,7 @@ class Delegating(Reasoning):
         if "thread/never joined" in trajectory.notes:
             return "a thread was never joined"
         flaws = (self.check_reasoning(ids) for ids in written.values())
-        return next((flaw for flaw in flaws if flaw), None)
+        return next((flaw for flaw in flaws if flaw), None) or self.check_outcome(trajectory)
 
     @property
     def _frame(self) -> tuple[int, int, int]:

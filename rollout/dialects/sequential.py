@@ -56,7 +56,7 @@ class Sequential(Reasoning):
         return () if self.end_think in response else (self.end_think,)
 
     def check(self, trajectory: Trajectory) -> str | None:
-        return self.check_reasoning(trajectory.root_ids())
+        return self.check_reasoning(trajectory.root_ids()) or self.check_outcome(trajectory)
 
     def write(self, demonstration: Demonstration | SearchRun) -> Script:
         ids = [self.think]

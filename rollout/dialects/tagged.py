@@ -243,7 +243,7 @@ class Tagged(Reasoning):
         threads = {segment.thread for segment in trajectory.segments if segment.thread}
         if any(ended.get(name) not in ("join", "cancelled") for name in threads):
             return "a thread holds a tag, or did not close itself"  # after its own block it had no token left
-        return self.check_reasoning(trajectory.root_ids())
+        return self.check_reasoning(trajectory.root_ids()) or self.check_outcome(trajectory)
 
     def _close_of(self, call: Any, name: Name) -> list[int]:
         return [] if call.event == "cancelled" else [self.end_thread(name[-1])]
