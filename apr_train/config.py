@@ -67,6 +67,9 @@ class DialectConfig:
     join: str | None = None
     """What the parent reads after a block; null is the dialect's own. transcript (flat, any engine) | stitched (threads
     stay hidden from each other and share positions: rollout=torch) | message (only what the client passes on)"""
+    mask: str = "exact"
+    """What the trainer scores a response under: exact (what was sampled) | multiverse | npr | parallel_r1_seen |
+    parallel_r1_unseen (that public trainer's masks and positions, whose gap to the sampler is logged as any other)"""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """The dialect's own settings, e.g. paths: 2 for parallel_r1; checked against its Options."""
 

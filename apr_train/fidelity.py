@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from apr_train.dag_packing import PackedCalls, TrajectoryCall, pack_calls
+from apr_train.published import pack_published, scored_calls
 from apr_train.tree_attention import plan_attention
+from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
 
 
@@ -34,6 +36,18 @@ def packed_logps(model: Any, packed: PackedCalls) -> Tensor:
     )
     labels = packed.shift_labels.clamp_min(0)
     return outputs.logits[0].log_softmax(-1).gather(1, labels[:, None])[:, 0]
+
+
+def published_logps(model: Any, trajectory: Trajectory, preset: str, tokens: Tokens) -> list[Tensor]:
+    """log p of what each call sampled, (tokens,), as the public trainer `preset` computes it; empty where it does not
+    score the call."""
+    scored = scored_calls(trajectory, preset, tokens)
+    calls = [TrajectoryCall(trajectory, index) for index, whether in enumerate(scored) if whether]
+    if not calls:
+        return [torch.zeros(0)] * len(scored)
+    packed = pack_published(calls, preset, tokens)
+    logps, where = packed_logps(model, packed), iter(packed.where)
+    return [logps[next(where)] if whether else logps[:0] for whether in scored]
 
 
 def separate_logps(model: Any, trajectory: Trajectory, index: int) -> Tensor:

@@ -22,8 +22,9 @@ from trl import GRPOConfig, GRPOTrainer
 from apr_train.advantage import AdvantageRule, scope_advantages
 from apr_train.config import AlgorithmConfig
 from apr_train.credit import CallAdvantages, credit_calls, mean_over_calls, node_advantages
-from apr_train.dag_packing import TrajectoryCall, pack_calls
+from apr_train.dag_packing import TrajectoryCall
 from apr_train.guard import GapGate
+from apr_train.masks import EXACT, Masks
 from apr_train.metrics import term_metrics, trajectory_metrics
 from apr_train.rollouts import Rollouts
 from apr_train.rows import Rows, call_rows, pad_rows, split_groups, structured_calls
@@ -61,11 +62,12 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         algorithm: AlgorithmConfig,
         gate: GapGate,
         packed: bool,
+        masks: Masks = EXACT,
         on_rollouts: OnRollouts,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
-        self.algorithm, self.packed, self.on_rollouts = algorithm, packed, on_rollouts
+        self.algorithm, self.packed, self.masks, self.on_rollouts = algorithm, packed, masks, on_rollouts
         self.pad_id, self.group_size, self.micro_batches = _pad_id(tokenizer), *_sizes(args)
         self.structured: list[TrajectoryCall] = []  # of this step; the rows' "call" says which
         super().__init__(
@@ -99,11 +101,14 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         self.on_rollouts(step + 1, scored, rewards, advantages["root"])
         credited = self._credit(scored, advantages, rewards)
         trajectories = [each.trajectory for each in scored]
-        self.structured = structured_calls(trajectories)
+        self.structured = structured_calls(trajectories, self.masks)
         if self.structured and not self.packed:
             attention = self.structured[0].trajectory.attention
             raise UserError(f"model.attention=sdpa cannot train {attention} rollouts: use model.attention=tree")
-        batch = call_rows(trajectories, credited, self.group_size, self.pad_id)
+        if not self.masks.exact:
+            calls = torch.tensor([x for t in trajectories for x in self.masks.scored(t)], dtype=torch.float32)
+            self._metrics["train"]["gap/unscored_calls"].append(1.0 - self._gathered(calls.mean()).mean().item())
+        batch = call_rows(trajectories, credited, self.group_size, self.pad_id, self.masks)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
     def _sample(self, numbers: list[int], step: int) -> tuple[list[Scored], int]:
@@ -231,6 +236,8 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._scoring = inputs  # override 3 compares the sampler's log-probs with its own
+        if not self.masks.exact:
+            inputs = {key: value for key, value in inputs.items() if key != "old_per_token_logps"}
         return super()._compute_loss(model, inputs)
 
     # -- 3. log-probs ----------------------------------------------------------------------------------------------
@@ -262,7 +269,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         calls = [None if call < 0 else self.structured[call] for call in self._scoring["call"].tolist()]
         # A rank whose rows are all inert still runs the forward that the other ranks' collectives wait for.
         kept = [rows[b] for b in trained] or [np.array([self.pad_id] * 2)]
-        packed = pack_calls(kept, [contexts[b] for b in trained] or [1], [calls[b] for b in trained] or [None])
+        packed = self.masks.pack(kept, [contexts[b] for b in trained] or [1], [calls[b] for b in trained] or [None])
         where = torch.full((len(rows), logits_to_keep), packed.unique_tokens)  # one past the end: reads a zero
         for places, b in zip(packed.where, trained, strict=False):
             where[b, : len(places)] = places

@@ -1,10 +1,9 @@
-"""The masks and positions that the public trainers give a stitched response: to compare with, never to train under.
+"""The masks and positions that the public trainers give a response, to compare with: not what was sampled.
 
 | preset | siblings | positions |
 |---|---|---|
-| exact_stitched | hidden | a thread starts where its fork ends, the join where the longest thread ends |
 | parallel_r1_seen | later ones see earlier ones | running on; the sampler never showed them |
-| parallel_r1_unseen | hidden | as exact_stitched; but its sampler reads the join as flat text |
+| parallel_r1_unseen | hidden | as a stitched sampler's; but its sampler reads the join as flat text |
 | multiverse, npr | hidden between their tags only | one early for each token between fork and opening tag |
 
 The newline before each opening tag of Multiverse and NPR reads all earlier threads, and its own thread reads it.
@@ -12,14 +11,17 @@ The newline before each opening tag of Multiverse and NPR reads all earlier thre
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from apr_train.packing import PackingError
+from apr_train.chains import Chain, merged, shifted
+from apr_train.dag_packing import PackedCalls, TrajectoryCall
+from apr_train.packing import IGNORE, PackingError
 from rollout.tokens import Tokens
-from rollout.trajectory import Trajectory, look
+from rollout.trajectory import Trajectory
 
 TAGS: dict[str, tuple[str, str, str, str]] = {
     "multiverse": ("</Goal>", "<Path>", "</Path>", "<Conclusion>"),
@@ -27,7 +29,7 @@ TAGS: dict[str, tuple[str, str, str, str]] = {
     "parallel_r1_unseen": ("<Parallel>", "<Path>", "</Path>", "</Parallel>"),
 }
 """Where each parser sees a fork, a thread's first and last token, and the join."""
-PRESETS = ("exact_stitched", "parallel_r1_seen", *TAGS)
+PRESETS = ("parallel_r1_seen", *TAGS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,26 +45,11 @@ class Dense:
 def dense(trajectory: Trajectory, preset: str, tokens: Tokens) -> Dense:
     """The transcript under one of PRESETS. Raises PackingError where the published parser refuses it: a block that is
     not closed, tags out of order."""
-    if preset == "exact_stitched":
-        return exact_stitched(trajectory)
-    ids = trajectory.ids(_transcript(trajectory))
+    ids = trajectory.ids(transcript(trajectory))
     if preset == "parallel_r1_seen":
         return plain_causal(ids)
     fork, opens, closes, join = map(tokens.tag, TAGS[preset])
     return hide_between_tags(ids, fork, opens, closes, join)
-
-
-def exact_stitched(trajectory: Trajectory) -> Dense:
-    """What the segments' parents say, whatever the trajectory was sampled under."""
-    view = look(trajectory.segments, _transcript(trajectory), "stitched")
-    lengths = [len(piece) for piece in view.pieces]
-    piece_N = torch.repeat_interleave(torch.tensor(lengths))
-    sees_PP = torch.zeros(len(lengths), len(lengths), dtype=torch.bool)
-    for piece, seen in enumerate(view.sees):
-        sees_PP[piece, list(seen)] = True
-    own = (piece_N[:, None] == piece_N) & torch.ones(len(piece_N), len(piece_N), dtype=torch.bool).tril()
-    positions = [start + offset for start, length in zip(view.starts, lengths, strict=True) for offset in range(length)]
-    return Dense(torch.tensor(view.ids), torch.tensor(positions), own | sees_PP[piece_N][:, piece_N])
 
 
 def plain_causal(ids: Sequence[int]) -> Dense:
@@ -116,33 +103,87 @@ def hide_between_tags(ids: Sequence[int], fork: int, opens: int, closes: int, jo
     return Dense(flat.ids, positions, mask)
 
 
-def published_logps(model: Any, trajectory: Trajectory, preset: str, tokens: Tokens) -> list[Tensor]:
-    """log p of what each call sampled, (tokens,), in one dense forward under `preset`; empty for what the root's last
-    call did not read. `model` attends by "sdpa" or "tree". The predictor is the last token of the call's context."""
-    found, order = dense(trajectory, preset, tokens), _transcript(trajectory)
-    device, begins, place = model.device, dict[int, int](), 0
-    for segment in order:
-        begins[segment] = place
-        place += len(trajectory.segments[segment].ids)
-    ids, positions, mask = (x[None].to(device) for x in (found.ids, found.positions, found.mask))
-    logits = model(input_ids=ids, position_ids=positions, attention_mask=mask[:, None], use_cache=False).logits[0]
-    logps: list[Tensor] = []
-    for call in trajectory.calls:
-        sampled = torch.tensor(trajectory.segments[call.sampled].ids, dtype=torch.long, device=device)
-        seen = [s for s in call.context if trajectory.segments[s].ids]
-        if call.sampled not in begins or not seen or not set(seen) <= begins.keys():
-            logps.append(logits.new_zeros(0))
-            continue
-        first, begin = begins[seen[-1]] + len(trajectory.segments[seen[-1]].ids) - 1, begins[call.sampled]
-        at = [first, *range(begin, begin + len(sampled) - 1)][: len(sampled)]
-        logps.append(logits[at].float().log_softmax(-1).gather(1, sampled[:, None])[:, 0])
-    return logps
+def scored_calls(trajectory: Trajectory, preset: str, tokens: Tokens) -> list[bool]:
+    """Of each call, whether the transcript holds it: what the root's last call read or wrote. None where the published
+    parser refuses the transcript, as NPR's trainer drops it."""
+    try:
+        dense(trajectory, preset, tokens)
+    except PackingError:
+        return [False] * len(trajectory.calls)
+    whole = set(transcript(trajectory))
+    return [{*call.context, call.sampled} <= whole for call in trajectory.calls]
 
 
-def _transcript(trajectory: Trajectory) -> tuple[int, ...]:
+def pack_published(calls: Sequence[TrajectoryCall], preset: str, tokens: Tokens) -> PackedCalls:
+    """Packs calls that `scored_calls` lets through: each trajectory's transcript once, trajectories side by side.
+
+    Raises PackingError for calls of a transcript that the published parser refuses, and for a sampled segment that does
+    not stand directly after what it read.
+    """
+    parts: list[tuple[Dense, Tensor]] = []
+    chains: list[Chain] = []
+    begins: dict[int, dict[int, int]] = {}
+    where: list[Tensor] = []
+    size = raw = 0
+    for call in calls:
+        trajectory = call.trajectory
+        if id(trajectory) not in begins:
+            found = dense(trajectory, preset, tokens)
+            parts.append((found, torch.full_like(found.ids, IGNORE)))
+            chains += [shifted(chain, size) for chain in chains_of(found.mask.numpy())]
+            begins[id(trajectory)] = _places(trajectory, size)
+            size += len(found.ids)
+        asked = trajectory.calls[call.index]
+        sampled, own = trajectory.segments[asked.sampled].ids, begins[id(trajectory)]
+        read = [s for s in asked.context if trajectory.segments[s].ids]
+        begin = own[asked.sampled]
+        if own[read[-1]] + len(trajectory.segments[read[-1]].ids) != begin:
+            raise PackingError(f"{trajectory.problem_id}, call {call.index} does not follow what it read")
+        at = torch.arange(begin - 1, begin - 1 + len(sampled))
+        labels, first = parts[-1][1], size - len(parts[-1][1])
+        labels[at - first] = torch.tensor(sampled, dtype=torch.long)
+        where.append(at)
+        raw += sum(len(trajectory.segments[s].ids) for s in read) + len(sampled) - 1
+    return PackedCalls(
+        input_ids=torch.cat([found.ids for found, _ in parts]),
+        position_ids=torch.cat([found.positions for found, _ in parts]),
+        shift_labels=torch.cat([labels for _, labels in parts]),
+        chains=tuple(chains),
+        where=tuple(where),
+        raw_tokens=raw,
+    )
+
+
+def chains_of(mask_NN: NDArray[np.bool_]) -> list[Chain]:
+    """The chains of a mask whose rows see themselves and only what lies before them.
+
+    >>> chains_of(np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=np.bool_))
+    [Chain(start=0, end=2, prefix=(), steps=None), Chain(start=2, end=3, prefix=((0, 1),), steps=None)]
+    """
+    chains: list[Chain] = []
+    for i, row in enumerate(mask_NN):
+        if chains:
+            start = chains[-1].start
+            if row[start : i + 1].all() and np.array_equal(row[:start], mask_NN[start, :start]):
+                chains[-1] = Chain(start, i + 1, chains[-1].prefix)
+                continue
+        chains.append(Chain(i, i + 1, merged((int(j), int(j) + 1) for j in np.flatnonzero(row[:i]))))
+    return chains
+
+
+def transcript(trajectory: Trajectory) -> tuple[int, ...]:
     """The segments that the root's last call read, and the one it wrote."""
     call = [call for call in trajectory.calls if not trajectory.segments[call.sampled].thread][-1]
     return (*call.context, call.sampled)
+
+
+def _places(trajectory: Trajectory, begin: int) -> dict[int, int]:
+    """Where each segment of the transcript begins."""
+    found: dict[int, int] = {}
+    for segment in transcript(trajectory):
+        found[segment] = begin
+        begin += len(trajectory.segments[segment].ids)
+    return found
 
 
 def _need(holds: bool, place: int, what: str) -> None:

@@ -8,38 +8,49 @@ from torch import Tensor
 
 from apr_train.credit import CallAdvantages
 from apr_train.dag_packing import TrajectoryCall
+from apr_train.masks import EXACT, Masks
 from rollout.trajectory import Trajectory
 
 Rows = dict[str, Tensor]
 """prompt_ids, prompt_mask (B, P) left-padded; completion_ids, completion_mask, old_per_token_logps (B, C) right-padded;
 advantages (B,); group (B,), the index of each row's prompt group; call (B,), the index into `structured_calls` of a row
-whose context is no flat sequence, else -1. Row = one call; every sampled token is in one row."""
+whose ids are not enough to score it, else -1. Row = one call; every sampled token is in one row."""
 
 
-def structured_calls(trajectories: Sequence[Trajectory]) -> list[TrajectoryCall]:
-    """The calls whose ids alone do not say what they saw, in order."""
+def structured_calls(trajectories: Sequence[Trajectory], masks: Masks = EXACT) -> list[TrajectoryCall]:
+    """The calls whose ids alone do not say what they see under `masks`, in order."""
     return [
         TrajectoryCall(trajectory, index)
         for trajectory in trajectories
-        for index, call in enumerate(trajectory.calls)
-        if not trajectory.is_flat(call)
+        for index, structured in enumerate(masks.by_view(trajectory))
+        if structured
     ]
 
 
-def call_rows(trajectories: Sequence[Trajectory], advantages: CallAdvantages, group_size: int, pad_id: int) -> Rows:
-    """One row per call that has an advantage.
+def call_rows(
+    trajectories: Sequence[Trajectory],
+    advantages: CallAdvantages,
+    group_size: int,
+    pad_id: int,
+    masks: Masks = EXACT,
+) -> Rows:
+    """One row per call that has an advantage and can be scored under `masks`.
 
-    Trajectories come group by group. `old_per_token_logps` are the sampler's own log-probs, so that the ratio of the
-    loss is that of the policy that sampled.
+    Trajectories come group by group; a group without a row gets one that trains nothing. `old_per_token_logps` are the
+    sampler's own log-probs, so that the ratio of the loss is that of the policy that sampled.
     """
     rows = [
         (context, sampled, logprobs, advantage, index // group_size, number)
         for index, (trajectory, credited, numbers) in enumerate(
-            zip(trajectories, advantages, _numbers(trajectories), strict=True)
+            zip(trajectories, advantages, _numbers(trajectories, masks), strict=True)
         )
-        for (context, sampled, logprobs), advantage, number in zip(trajectory.rows(), credited, numbers, strict=True)
-        if advantage is not None
+        for (context, sampled, logprobs), advantage, number, scored in zip(
+            trajectory.rows(), credited, numbers, masks.scored(trajectory), strict=True
+        )
+        if advantage is not None and scored
     ]
+    missing = set(range(len(trajectories) // group_size)) - {row[4] for row in rows}
+    rows += [([pad_id], (), (), 0.0, group, -1) for group in sorted(missing)]
     longest_context = max((len(row[0]) for row in rows), default=1)
     longest_sampled = max((len(row[1]) for row in rows), default=1)
     batch: Rows = {
@@ -61,11 +72,11 @@ def call_rows(trajectories: Sequence[Trajectory], advantages: CallAdvantages, gr
     return batch
 
 
-def _numbers(trajectories: Sequence[Trajectory]) -> Iterator[list[int]]:
-    """Of each trajectory, where each of its calls stands in `structured_calls`; -1 for flat ones."""
+def _numbers(trajectories: Sequence[Trajectory], masks: Masks) -> Iterator[list[int]]:
+    """Of each trajectory, where each of its calls stands in `structured_calls`; -1 for those that are not there."""
     place = count()
     for trajectory in trajectories:
-        yield [-1 if trajectory.is_flat(call) else next(place) for call in trajectory.calls]
+        yield [next(place) if structured else -1 for structured in masks.by_view(trajectory)]
 
 
 def split_groups(batch: Rows, parts: int) -> list[Rows]:

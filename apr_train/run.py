@@ -21,6 +21,7 @@ from apr_train.evaluate import Record, evaluate, summarise, write_records
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer, OnRollouts
 from apr_train.guard import GapGate, SaveCallback
 from apr_train.logger import LogCallback, MetricsLog, quiet_libraries
+from apr_train.masks import Masks, masks_of
 from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
 from apr_train.rollouts import Rollouts, budget_of, strategy_of
@@ -56,6 +57,10 @@ class Parts:
     @property
     def tokens(self) -> Tokens:
         return self.rollouts.tokens
+
+    @property
+    def masks(self) -> Masks:
+        return masks_of(self.config.dialect.mask, self.tokens)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -137,6 +142,7 @@ def warm_start(parts: Parts, start: Path) -> None:
         rollouts.budget,
         config.model.max_context,
         strategy=rollouts.strategy,
+        masks=parts.masks,
         parallel_share=config.sft.parallel_share,
         checked_share=config.sft.checked_share,
         seed=config.seed,
@@ -151,6 +157,7 @@ def warm_start(parts: Parts, start: Path) -> None:
         parts.folder / "sft",
         parts.world,
         callbacks,
+        parts.masks,
     )
     AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin
     parts.world.wait_for_everyone()
@@ -171,6 +178,7 @@ def _rl(parts: Parts, start: Path) -> float:
         algorithm=config.algorithm,
         gate=gate,
         packed=config.model.attention == "tree",
+        masks=parts.masks,
         on_rollouts=_rollout_writer(parts),
         callbacks=[LogCallback(parts.log, "rl")],
     )

@@ -273,10 +273,11 @@ class RunStages:
             replace(parts.config, sft=sft_of_round(parts.config, len(kept))),
             lambda: load_policy(parts, source, "tree"),
             parts.tokens.tokenizer,
-            trajectory_rows(kept),
+            trajectory_rows(kept, parts.masks),
             folder,
             parts.world,
             callbacks,
+            parts.masks,
         )
         AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin
         self.wait()

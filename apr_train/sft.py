@@ -16,7 +16,8 @@ from trl import SFTTrainer
 
 from apr_train.arguments import common_arguments
 from apr_train.config import Config
-from apr_train.dag_packing import TrajectoryCall, pack_calls
+from apr_train.dag_packing import TrajectoryCall
+from apr_train.masks import EXACT, Masks
 from apr_train.tasks.base import Form, Problem, Task, TaskError
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import save_model
@@ -62,6 +63,7 @@ def demonstration_rows(
     checked_share: float = 0.0,
     seed: int,
     strategy: Strategy = FORK_JOIN,
+    masks: Masks = EXACT,
 ) -> Dataset:
     """One example per problem, as `trajectory_rows` makes them.
 
@@ -78,22 +80,29 @@ def demonstration_rows(
         form: Form = "parallel" if parallel else "checked" if chance >= 1.0 - checked_share else "sequential"
         return record_demonstration(task, problem, form, dialect, tokens, budget, max_context, strategy)
 
-    return trajectory_rows(map(record, problems))
+    return trajectory_rows(map(record, problems), masks)
 
 
-def trajectory_rows(trajectories: Iterable[Trajectory]) -> Dataset:
+def trajectory_rows(trajectories: Iterable[Trajectory], masks: Masks = EXACT) -> Dataset:
     """One example per trajectory: `rows` (its calls, context + sampled) and `contexts` (how much of each is context);
-    `trajectory` is its JSON line where flat contexts do not say what the calls saw, and empty where they do."""
+    `trajectory` is its JSON line where the rows do not say what the calls see under `masks`, and empty where they do.
+
+    Raises TaskError for one that cannot be scored under `masks`.
+    """
     rows, contexts, lines = [], [], []
     for trajectory in trajectories:
-        lines.append("" if trajectory.attention == "causal" else trajectory.to_json())
+        if not all(masks.scored(trajectory)):
+            raise TaskError(f"{trajectory.problem_id}: this public trainer cannot read it; take dialect.mask=exact")
+        lines.append(trajectory.to_json() if any(masks.by_view(trajectory)) else "")
         calls = list(trajectory.rows())
         rows.append([[*context, *sampled] for context, sampled, _ in calls])
         contexts.append([len(context) for context, _, _ in calls])
     return Dataset.from_dict({"rows": rows, "contexts": contexts, "trajectory": lines})
 
 
-def collate_tries(examples: list[dict[str, Any]], device: torch.device | str = "cpu") -> dict[str, Any]:
+def collate_tries(
+    examples: list[dict[str, Any]], device: torch.device | str = "cpu", masks: Masks = EXACT
+) -> dict[str, Any]:
     """Examples -> one packed row (1, N) whose labels are the sampled tokens, and the plan its attention follows.
 
     Each example is a tree of its own, so a token that two examples train counts twice, as it would unpacked.
@@ -105,13 +114,13 @@ def collate_tries(examples: list[dict[str, Any]], device: torch.device | str = "
             calls += [None] * len(example["rows"])
             continue
         calls += [
-            None if trajectory.is_flat(call) else TrajectoryCall(trajectory, index)
-            for index, call in enumerate(trajectory.calls)
+            TrajectoryCall(trajectory, index) if structured else None
+            for index, structured in enumerate(masks.by_view(trajectory))
         ]
     rows = [row for example in examples for row in example["rows"]]
     contexts = [context for example in examples for context in example["contexts"]]
     trees = [index for index, example in enumerate(examples) for _ in example["rows"]]
-    packed = pack_calls(rows, contexts, calls, trees)
+    packed = masks.pack(rows, contexts, calls, trees)
     labels = packed.shift_labels[None]
     return {
         "input_ids": packed.input_ids[None],
@@ -130,6 +139,7 @@ def train_sft(
     folder: Path,
     world: PartialState,
     callbacks: list[TrainerCallback],
+    masks: Masks = EXACT,
 ) -> None:
     """Runs `config.sft.steps` updates and writes model and tokenizer to `folder`.
 
@@ -153,7 +163,7 @@ def train_sft(
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
-        data_collator=partial(collate_tries, device=args.device),
+        data_collator=partial(collate_tries, device=args.device, masks=masks),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)

@@ -16,6 +16,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm.scale_rewards": ("none", "group", "batch"),
     "algorithm.credit": (*("broadcast", "root_only", "frozen_threads", "ratio_scaled", "node_local", "per_call_mean"),),
     "algorithm.lr_schedule": ("constant", "linear", "cosine"),
+    "dialect.mask": ("exact", "multiverse", "npr", "parallel_r1_seen", "parallel_r1_unseen"),
     "rollout.engine": ("auto", "vllm", "vllm_http", "torch"),
     "strategy.name": ("fork_join", "group_think", "hogwild"),
     "logger.wandb": ("online", "offline", "disabled"),
@@ -179,6 +180,7 @@ def _check_dialect(config: Config) -> None:
     except DialectError as error:
         raise ConfigError(f"dialect.name={dialect.name}: {error}") from error
     _check_strategy(config)
+    _check_mask(config)
     join = dialect.join or cls.joins[0]
     _one_of("dialect.join", join, cls.joins)
     if join == "stitched":
@@ -192,6 +194,19 @@ def _check_dialect(config: Config) -> None:
             config.model.attention == "tree",
             f"model.attention={config.model.attention} reads flat rows, not a stitched join: use model.attention=tree",
         )
+
+
+def _check_mask(config: Config) -> None:
+    """Whether the trainer that is to be reproduced reads this dialect."""
+    mask, name = config.dialect.mask, config.dialect.name
+    _one_of("dialect.mask", mask, CHOICES["dialect.mask"])
+    if mask == "exact":
+        return
+    _need(
+        mask.startswith(name), f"dialect.mask={mask} reads other tags than dialect.name={name}: use dialect.mask=exact"
+    )
+    _need(config.model.attention == "tree", f"dialect.mask={mask} needs model.attention=tree")
+    _need(config.strategy.name == "fork_join", f"dialect.mask={mask} needs strategy=fork_join")
 
 
 def _check_strategy(config: Config) -> None:

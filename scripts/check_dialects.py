@@ -36,10 +36,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from apr_train.compose import load
 from apr_train.config import ModelConfig
-from apr_train.fidelity import compare, pack_all, packed_logps
+from apr_train.fidelity import compare, pack_all, packed_logps, published_logps
 from apr_train.model import character_tokenizer, prepare_model_folder
-from apr_train.packing import PackingError
-from apr_train.published import TAGS, published_logps
+from apr_train.published import PRESETS
 from apr_train.specimens import SETTINGS, scripts_of
 from rollout.critical_path import measure
 from rollout.dialects import DIALECTS, make_dialect
@@ -249,22 +248,11 @@ def published_gaps(name: str, model: Any, shown: Sequence[Trajectory], tokens: T
     logps = packed_logps(model, packed).detach()
     exact = [logps[at] for at in packed.where]
     gaps: dict[str, float] = {}
-    for preset in (preset for preset in (*TAGS, "parallel_r1_seen") if preset.startswith(name)):
-        found: list[Tensor] = []
-        theirs = [own for t in shown for own in published_or_none(model, t, preset, tokens)]
-        for ours, own in zip(exact, theirs, strict=True):
-            if own is not None and len(own):
-                found.append((own.detach() - ours).abs())
+    for preset in (preset for preset in PRESETS if preset.startswith(name)):
+        theirs = [own.detach() for t in shown for own in published_logps(model, t, preset, tokens)]
+        found = [(own - ours).abs() for ours, own in zip(exact, theirs, strict=True) if len(own)]
         gaps[preset] = round(torch.cat(found).mean().item(), 4)
     return gaps
-
-
-def published_or_none(model: Any, trajectory: Trajectory, preset: str, tokens: Tokens) -> list[Tensor | None]:
-    """What a public trainer would compute for every call; None where its parser refuses the response."""
-    try:
-        return list(published_logps(model, trajectory, preset, tokens))
-    except PackingError:
-        return [None] * len(trajectory.calls)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

@@ -93,10 +93,13 @@ def test_every_task_option_can_be_overridden_without_a_plus(name: str, schema: t
 
 
 def test_choices_are_the_names_that_exist() -> None:
+    from apr_train.published import PRESETS
     from apr_train.tasks import make_task
     from rollout.dialects import DIALECTS
 
-    assert {file.stem for file in (CONFIGS / "dialect").glob("*.yaml")} == set(DIALECTS)
+    files = {file.stem for file in (CONFIGS / "dialect").glob("*.yaml")}
+    assert files == {*DIALECTS, *(f"{preset}_as_published" for preset in PRESETS)}
+    assert CHOICES["dialect.mask"] == ("exact", *sorted(PRESETS))
     for task in set(CHOICES["data.task"]) - {"jsonl"}:
         assert make_task(task, {}).name == task
     with pytest.raises(TaskError, match="there is no file"):
@@ -145,7 +148,7 @@ KNOWN_REWARDS = f"(known: {', '.join(sorted(file.stem for file in (CONFIGS / 're
         ("modle=tiny", "unknown key modle; did you mean model?"),
         ("experimnt=quickstart", "unknown key experimnt; did you mean experiment?"),
         ("data.options.part_max=4", "unknown key data.options.part_max; did you mean data.options.parts_max?"),
-        ("dialect.zzzzz=1", "unknown key dialect.zzzzz; dialect has name, join, options"),
+        ("dialect.zzzzz=1", "unknown key dialect.zzzzz; dialect has name, join, mask, options"),
         ("reward=otcome", f"unknown option reward=otcome: did you mean reward=outcome? {KNOWN_REWARDS}"),
         ("reward=zzz", f"unknown option reward=zzz: {KNOWN_REWARDS}"),
         ("reward.terms.acceleration.rho=abc", "reward.terms.acceleration, option rho: 'abc' is not float"),
@@ -196,6 +199,8 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("dialect.mask=multiverse", "reads other tags than dialect.name=threadweaver"),
+        ("dialect.mask=exakt", "did you mean exact?"),
         ("algorithm.loss=grpo", "use dapo or cispo: it averages within each row"),
         ("algorithm.loss=bnpo", "how rows are split"),
         ("algorithm.loss=dr_grpo", "use dapo or cispo"),

@@ -240,7 +240,8 @@ def test_demonstrations_of_all_kinds_train_every_sampled_token_once_each(monkeyp
 
     arguments: Any = (Task, [Problem] * len(trajectories), *[None] * 4)
     dataset = list(sft.demonstration_rows(*arguments, parallel_share=0.5, seed=0))
-    assert [bool(example["trajectory"]) for example in dataset] == [True] * 4 + [False]
+    flat = [all(map(trajectory.is_flat, trajectory.calls)) for trajectory in trajectories]
+    assert [not example["trajectory"] for example in dataset] == flat and len(set(flat)) == 2
     dataset.append(dataset[1])
     trajectories.append(trajectories[1])
     batch = sft.collate_tries(dataset)

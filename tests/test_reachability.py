@@ -14,7 +14,7 @@ from trainers import tiny_model
 
 from apr_train import dag_packing
 from apr_train.dag_packing import pack_views
-from apr_train.published import published_logps
+from apr_train.fidelity import published_logps
 from apr_train.tree_attention import plan_attention
 from rollout.trajectory import Attention, Call, Segment, Trajectory
 
@@ -147,7 +147,6 @@ def test_no_sibling_learns_of_another_however_the_dialect_separates_them(dialect
 @pytest.mark.parametrize(
     ("dialect", "preset", "leaks"),
     [
-        ("multiverse", "exact_stitched", False),
         ("multiverse", "multiverse", True),
         ("npr", "npr", True),
         ("parallel_r1", "parallel_r1_unseen", False),
