@@ -105,7 +105,8 @@ def collate_tries(
 ) -> dict[str, Any]:
     """Examples -> one packed row (1, N) whose labels are the sampled tokens, and the plan its attention follows.
 
-    Each example is a tree of its own, so a token that two examples train counts twice, as it would unpacked.
+    Each example is a tree of its own, so a token that two examples train counts twice, as it would unpacked; and so
+    is a row that would train a position which an earlier row of its example trains, as threads of equal headers do.
     """
     calls: list[TrajectoryCall | None] = []
     for example in examples:
@@ -119,7 +120,8 @@ def collate_tries(
         ]
     rows = [row for example in examples for row in example["rows"]]
     contexts = [context for example in examples for context in example["contexts"]]
-    trees = [index for index, example in enumerate(examples) for _ in example["rows"]]
+    numbers = [index for index, example in enumerate(examples) for _ in example["rows"]]
+    trees = _apart(numbers, rows, contexts, calls)
     packed = masks.pack(rows, contexts, calls, trees)
     labels = packed.shift_labels[None]
     return {
@@ -129,6 +131,31 @@ def collate_tries(
         "shift_labels": labels,
         "tree": plan_attention(packed, device),
     }
+
+
+def _apart(
+    numbers: Sequence[int], rows: Sequence[Sequence[int]], contexts: Sequence[int], calls: Sequence[Any]
+) -> list[int]:
+    """A tree for each row: that of its example, where no other row of the tree trains the same position.
+
+    >>> _apart([0, 0, 0], [[7, 8, 1, 2], [7, 8, 1, 3], [7, 8, 2, 3]], [2, 2, 2], [None] * 3)  # the 1 counts twice
+    [0, 1, 0]
+    """
+
+    def shares(r: int, other: int) -> bool:
+        first = max(contexts[r], contexts[other]) + 1
+        return min(len(rows[r]), len(rows[other])) >= first and rows[r][:first] == rows[other][:first]
+
+    trees: list[int] = []
+    members: dict[tuple[int, int], list[int]] = {}  # (example, which of its trees) -> rows
+    for r, number in enumerate(numbers):
+        own = 0
+        while calls[r] is None and any(shares(r, other) for other in members.get((number, own), [])):
+            own += 1
+        if calls[r] is None:
+            members.setdefault((number, own), []).append(r)
+        trees.append(number + own * (max(numbers) + 1))
+    return trees
 
 
 def train_sft(

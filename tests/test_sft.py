@@ -1,15 +1,20 @@
 """The warm start trains every sampled token of every demonstration once, whatever it shares a batch with."""
 
+import asyncio
 from typing import Any
 
 import pytest
+from helpers import toy_tokens
 from trainers import BUDGET, DIALECT, TOKENS, separate_logps, tiny_model
 from trl.trainer.utils import add_fused_lm_head
 
-from apr_train.sft import collate_tries, demonstration_rows, record_demonstration
+from apr_train.sft import collate_tries, demonstration_rows, record_demonstration, trajectory_rows
 from apr_train.tasks import make_task
 from apr_train.tasks.base import TaskError
-from rollout.orchestrator import Budget
+from rollout.demonstration import Block, Demonstration
+from rollout.dialects import make_dialect
+from rollout.engines.replay import ReplayEngine
+from rollout.orchestrator import Budget, run_trajectory
 
 TASK = make_task("arithmetic", {"parts_max": 3, "steps_min": 3, "steps_max": 4})
 
@@ -37,6 +42,27 @@ def test_the_label_count_that_divides_the_loss_is_the_number_of_sampled_tokens()
     batch = examples(6)
     sampled = sum(len(row) - c for e in batch for row, c in zip(e["rows"], e["contexts"], strict=True))
     assert int((collate_tries(batch)["shift_labels"] != -100).sum()) == sampled
+
+
+def test_threads_of_equal_headers_that_begin_alike_count_once_each() -> None:
+    """Two paths after one <Path>: what they share is sampled twice, and so it is trained twice."""
+    tokens = toy_tokens("parallel_r1")
+    dialect = make_dialect("parallel_r1", tokens)
+    shown = Demonstration((Block((("", "12a"), ("", "12b"))),), "3")
+    engine = ReplayEngine(dialect.write(shown), 1000)
+    trajectory = asyncio.run(run_trajectory(engine, dialect, "p", tokens.prompt("a="), BUDGET))
+    batch = list(trajectory_rows([trajectory]))
+    packed, separate = tiny_model("tree"), tiny_model("sdpa")
+    for model in (packed, separate):
+        model.resize_token_embeddings(len(tokens.tokenizer))
+    separate.load_state_dict(packed.state_dict())
+    add_fused_lm_head(packed)
+    inputs = {k: v for k, v in collate_tries(batch).items() if k != "labels"}
+    (-packed(**inputs, fused_lm_head=True).log_probs.sum()).backward()
+    for row, context in zip(batch[0]["rows"], batch[0]["contexts"], strict=True):
+        (-separate_logps(separate, row[:context], tuple(row[context:])).sum()).backward()
+    for (name, ours), theirs in zip(packed.named_parameters(), separate.parameters(), strict=True):
+        assert float((ours.grad - theirs.grad).norm() / theirs.grad.norm()) < 1e-5, name
 
 
 def test_one_part_is_never_shown_in_parallel_and_others_at_the_chosen_share() -> None:
