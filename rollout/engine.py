@@ -94,6 +94,8 @@ def causal_ids(prompt: Prompt, engine: str) -> list[int]:
     """The flat ids of a causal context. Raises EngineError for any other: stock engines cannot place or hide tokens."""
     if not isinstance(prompt, View):
         return list(prompt)
+    if any(prompt.threads):
+        raise EngineError(f"{engine} cannot add a vector per thread: use rollout=torch, or model.thread_vectors=0")
     if not prompt.is_causal:
         raise EngineError(
             f"{engine} cannot sample a stitched join (threads that stay hidden from each other, at shared positions): "

@@ -39,6 +39,7 @@ async def run_trajectory(
     return Trajectory(
         *(problem_id, dialect.name, segments, calls, outcome, policy_version, run.attention),
         stride=run.stride,
+        thread_vectors=strategy.thread_vectors,
         notes=dict(sorted(run.notes.items())),
     )
 

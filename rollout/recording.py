@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rollout.dialects.base import Dialect
+from rollout.dialects.base import Dialect, DialectError
 from rollout.engine import Engine
 from rollout.trajectory import Attention, Call, Origin, Segment
 
@@ -34,10 +34,13 @@ class Budget:
 class Strategy:
     """How the threads of a block are sampled. `fork_join`: without each other. `group_think`: in lockstep, each seeing
     the others' earlier tokens, their positions `stride` apart (None: as far as they may get). `hogwild`: the same over
-    one shared cache in which every reader has positions of its own."""
+    one shared cache in which every reader has positions of its own.
+
+    `thread_vectors`: the model has a learned vector per thread (stitched joins only), and adds it."""
 
     name: Literal["fork_join", "group_think", "hogwild"] = "fork_join"
     stride: int | None = None
+    thread_vectors: bool = False
 
 
 class Recording:
@@ -57,6 +60,10 @@ class Recording:
         attention: dict[str, Attention] = {"group_think": "synchronous", "hogwild": "hogwild"}
         stitched = dialect.join_rule == "stitched"
         self.attention: Attention = attention.get(strategy.name, "stitched" if stitched else "causal")
+        if strategy.thread_vectors and self.attention != "stitched":
+            raise DialectError(
+                f"threads have vectors in a stitched join only: dialect {dialect.name} has another one here"
+            )
         self.segments: list[Segment] = []
         self.finish: list[int] = []  # critical tokens up to the end of each segment
         self.calls: list[Call] = []

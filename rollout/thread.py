@@ -90,7 +90,8 @@ class Thread:
         sampling = self.sampling(most, race)
         if sampling is None:
             return None
-        view = look(self.all.segments, self.context, self.all.view_rule)
+        number = (self.name or (0,))[-1] if self.all.strategy.thread_vectors else None
+        view = look(self.all.segments, self.context, self.all.view_rule, number)
         return await self.all.engine.complete(view, sampling, self.name)
 
     def sampling(self, most: int, race: Race | None = None) -> Sampling | None:

@@ -44,6 +44,11 @@ class Segment:
     parents: tuple[int, ...] = ()
     thread: tuple[int, ...] = ()
 
+    @property
+    def number(self) -> int:
+        """Of its thread within the block, from 1; 0 of the root's."""
+        return self.thread[-1] if self.thread else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -77,6 +82,8 @@ class Trajectory:
     policy_version: int = 0
     attention: Attention = "causal"
     stride: int = 0
+    thread_vectors: bool = False
+    """Whether the model added the learned vector of a thread's number to the keys and values of its tokens."""
     notes: dict[str, int] = field(default_factory=dict[str, int])
     """Counted happenings on the way, e.g. {"thread/forced close": 1}."""
 
@@ -94,6 +101,8 @@ class Trajectory:
                 raise TrajectoryError(f"call {index} names a segment outside 0..{count - 1}")
             if self.segments[call.sampled].origin != "sampled":
                 raise TrajectoryError(f"call {index} says it sampled a {self.segments[call.sampled].origin} segment")
+        if self.thread_vectors and self.attention != "stitched":
+            raise TrajectoryError(f"threads have vectors in stitched trajectories only, not in {self.attention} ones")
 
     def ids(self, segments: tuple[int, ...]) -> list[int]:
         """The token ids of these segments, one after the other."""
@@ -105,7 +114,9 @@ class Trajectory:
 
     def view(self, call: Call) -> View:
         """What `call` saw, one piece per segment of its context. Raises TrajectoryError where a view cannot say it."""
-        return look(self.segments, call.context, "causal" if self.is_flat(call) else self.attention)
+        attention = "causal" if self.is_flat(call) else self.attention
+        number = self.segments[call.sampled].number if self.thread_vectors else None
+        return look(self.segments, call.context, attention, number)
 
     def is_flat(self, call: Call) -> bool:
         """Whether the ids of its context, one after the other, are all that `call` saw."""
@@ -149,15 +160,19 @@ class Trajectory:
             raise TrajectoryError(f"not a trajectory line ({error!r}): {line[:80]!r}") from error
 
 
-def look(segments: Sequence[Segment], context: Sequence[int], attention: Attention) -> View:
-    """The view of a call whose context are these segments, in this order, of a trajectory that may still be growing."""
+def look(segments: Sequence[Segment], context: Sequence[int], attention: Attention, number: int | None = None) -> View:
+    """The view of a call whose context are these segments, in this order, of a trajectory that may still be growing.
+
+    `number`, where threads have vectors: that of the thread which samples.
+    """
     pieces = [segments[index].ids for index in context]
     if attention == "causal":
         return View.causal(pieces)
     if attention != "stitched":
         raise TrajectoryError("threads that see each other token by token have no view of pieces")
     place = {index: at for at, index in enumerate(context)}
-    return View.stitched(pieces, [[place[parent] for parent in segments[index].parents] for index in context])
+    threads = () if number is None else (*(segments[index].number for index in context), number)
+    return View.stitched(pieces, [[place[parent] for parent in segments[index].parents] for index in context], threads)
 
 
 def _floats(values: list[float] | None) -> tuple[float, ...] | None:

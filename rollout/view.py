@@ -13,6 +13,9 @@ class View:
     `end`. A piece may be empty. Two views that agree on a piece, on its position and, recursively, on all it sees agree
     on its keys and values: that is what an engine may keep.
 
+    `threads`: where a model has a vector per thread, the number of each piece's thread in its block (from 1; 0: the
+    root), and last that of the sampled tokens. Empty: all are the root's. Keys and values then depend on it too.
+
     Prompt 7 8, two threads that do not see each other, and a join that sees all; threads start together and the join
     after the longer one:
 
@@ -23,6 +26,7 @@ class View:
     pieces: tuple[tuple[int, ...], ...]
     sees: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]
+    threads: tuple[int, ...] = ()
 
     @classmethod
     def causal(cls, pieces: Sequence[tuple[int, ...]]) -> "View":
@@ -37,7 +41,9 @@ class View:
         return cls(tuple(pieces), tuple(tuple(range(i)) for i in range(len(pieces))), tuple(starts[:-1]))
 
     @classmethod
-    def stitched(cls, pieces: Sequence[tuple[int, ...]], parents: Sequence[Sequence[int]]) -> "View":
+    def stitched(
+        cls, pieces: Sequence[tuple[int, ...]], parents: Sequence[Sequence[int]], threads: Sequence[int] = ()
+    ) -> "View":
         """A piece sees its parents and, through them, all that they saw; it starts where the longest parent ends.
 
         >>> View.stitched([(7, 8), (1,), (2, 3), (4,)], [(), (0,), (0,), (1, 2)]).starts
@@ -48,7 +54,7 @@ class View:
         for above in parents:
             sees.append(tuple(sorted({*above, *(seen for parent in above for seen in sees[parent])})))
             starts.append(max((starts[parent] + len(pieces[parent]) for parent in above), default=0))
-        return cls(tuple(pieces), tuple(sees), tuple(starts))
+        return cls(tuple(pieces), tuple(sees), tuple(starts), tuple(threads))
 
     @property
     def ids(self) -> list[int]:
@@ -64,4 +70,4 @@ class View:
     def is_causal(self) -> bool:
         """Whether one flat sequence of the ids says all there is to say."""
         flat = View.causal(self.pieces)
-        return (self.sees, self.starts) == (flat.sees, flat.starts)
+        return (self.sees, self.starts) == (flat.sees, flat.starts) and not any(self.threads)
