@@ -1,14 +1,19 @@
 """What the engines share around a call: check it, seed it, run many together, count."""
 
 import asyncio
+import json
 import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rollout.engine import EngineError, Sampling
 
 Result = TypeVar("Result")
+
+VECTORS_KEY = "apr_thread_vectors"
+"""In a model's config: for how many threads it has a learned vector (see `thread_vectors`)."""
 
 # How many turns of the event loop without a new request mean that every caller who could go on has done so:
 # the hops from a finished call over the gather of its siblings to the next call.
@@ -28,6 +33,13 @@ class EngineStats:
     prefilled_tokens: int = 0
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were held already; `cached_tokens / prompt_tokens` is the hit rate."""
+
+
+def check_stock(model: str | Path, engine: str) -> None:
+    """Raises EngineError for a model folder that a stock engine would serve as another model: with thread vectors."""
+    file = Path(model) / "config.json"
+    if file.is_file() and json.loads(file.read_text()).get(VECTORS_KEY):
+        raise EngineError(f"{model} has a learned vector per thread, which {engine} cannot add: use rollout=torch")
 
 
 def check_call(prompt_ids: Sequence[int], sampling: Sampling, max_context: int) -> None:

@@ -40,6 +40,7 @@ class Part:
     ids, positions, rows, slots (tokens,). Queries are the tokens themselves, one a row, or `place` (rows, queries)
     names them for each row, padded by repeating one, and `real` (tokens,) says where in the flattened `place` each
     token stands. bias (rows, 1, 1 or queries x group, keys) is added to the scores; key k is slot k of the row.
+    threads (tokens,): the number of each token's thread; None: all are the root's.
     """
 
     slab: Slab
@@ -52,6 +53,7 @@ class Part:
     bias: Tensor
     place: Tensor | None = None
     real: Tensor | None = None
+    threads: Tensor | None = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """What these tokens take from their rows; shapes as in `Reader`."""
@@ -124,17 +126,20 @@ def decoding(slab: Slab, rows: int) -> Part:
     positions = slots + slab.shift[:rows]
     width = slab.kv[0].shape[3] if _has_products(slab.shape) else longest
     bias = slab.bias[:rows, None, None, :width]
-    return Part(slab, 0, rows, slab.last_id[:rows], positions, at, slots, bias)
+    return Part(slab, 0, rows, slab.last_id[:rows], positions, at, slots, bias, threads=slab.thread[:rows])
 
 
 class Context:
-    """The tokens of a view in a row, token t in slot t: their ids, positions, and which slots each of them sees."""
+    """The tokens of a view in a row, token t in slot t: their ids, positions, threads, and which slots each sees."""
 
     def __init__(self, view: View) -> None:
         self.ids: Ints = np.array(view.ids, dtype=np.int64)
         lengths = [len(piece) for piece in view.pieces]
         runs = [np.arange(start, start + length) for start, length in zip(view.starts, lengths, strict=True)]
         self.positions: Ints = np.concatenate(runs).astype(np.int64)
+        self.threads: Ints = np.zeros_like(self.ids)
+        if view.threads:
+            self.threads = np.repeat(np.array(view.threads[:-1], dtype=np.int64), lengths)
         self._sees: NDArray[np.bool_] | None = None
         if not view.is_causal:
             self._sees = np.zeros((len(lengths), len(lengths)), dtype=np.bool_)
@@ -175,6 +180,7 @@ def prefilling(slab: Slab, first: int, asked: Sequence[tuple[Context, Ints]]) ->
         bias=on_device(bias).to(slab.shape.dtype).repeat_interleave(group, 1)[:, None],
         place=on_device(place),
         real=None if len(real) == place.size else on_device(real),
+        threads=on_device(np.concatenate([context.threads[slots] for context, slots in asked])),
     )
 
 

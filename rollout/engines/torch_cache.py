@@ -18,7 +18,7 @@ _MEMO_TOKENS = 1 << 20
 """Tokens whose states are remembered by piece; about 60 MB."""
 
 State = bytes
-"""Names one token's keys and values: its id, its position, and all that it sees."""
+"""Names one token's keys and values: its id, its position, its thread's number, and all that it sees."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Store:
         states: list[State] = []
         begins: list[State] = []
         ends: list[State] = []
-        for piece, seen, start in zip(view.pieces, view.sees, view.starts, strict=True):
-            begin = _begin(view, begins, ends, seen, start)
+        for index, (piece, seen, start) in enumerate(zip(view.pieces, view.sees, view.starts, strict=True)):
+            begin = _begin(view, begins, ends, seen, start, index)
             own = self.follow(begin, piece)
             states += own
             begins.append(begin)
             ends.append(own[-1] if own else begin)
-        return states, _begin(view, begins, ends, tuple(range(len(ends))), view.end)
+        return states, _begin(view, begins, ends, tuple(range(len(ends))), view.end, -1)
 
     def follow(self, begin: State, ids: tuple[int, ...]) -> tuple[State, ...]:
         """The states of tokens that follow a state, each the next position and seeing one token more."""
@@ -138,15 +138,20 @@ class Store:
                     del self._at[state]
 
 
-def _begin(view: View, begins: list[State], ends: list[State], seen: tuple[int, ...], start: int) -> State:
+def _begin(view: View, begins: list[State], ends: list[State], seen: tuple[int, ...], start: int, index: int) -> State:
     """The state from which a piece goes on: that of the piece it continues, or one that names all it sees: a piece's
-    end alone would also name the pieces that it continues, which another view need not show."""
-    if seen:
-        last = seen[-1]
-        if view.sees[last] == seen[:-1] and view.starts[last] + len(view.pieces[last]) == start:
-            return ends[last]
-    names = [begins[index] + ends[index] for index in seen if view.pieces[index]]
-    return blake2b(b"".join((start.to_bytes(8, "little"), *names)), digest_size=16, person=b"piece").digest()
+    end alone would also name the pieces that it continues, which another view need not show. `index` is the piece's in
+    `view.threads`: tokens of another thread than the one they continue go on from a state of their own."""
+    own, before = view.threads[index] if view.threads else 0, 0
+    last = seen[-1] if seen else -1
+    if seen and view.sees[last] == seen[:-1] and view.starts[last] + len(view.pieces[last]) == start:
+        state, before = ends[last], view.threads[last] if view.threads else 0
+    else:
+        names = [begins[index] + ends[index] for index in seen if view.pieces[index]]
+        state = blake2b(b"".join((start.to_bytes(8, "little"), *names)), digest_size=16, person=b"piece").digest()
+    if own == before:
+        return state
+    return blake2b(state + own.to_bytes(8, "little"), digest_size=16, person=b"thread").digest()
 
 
 class Owner(Protocol):
@@ -164,7 +169,7 @@ class Slab:
 
     kv: of each layer (2, rows, heads, width, dim). The width follows the longest row closely: on a CPU, gaps between
     rows cost as much as reading does. bias (rows, capacity) is 0 at slots in use and -inf elsewhere. For the next
-    decoding step: last_id, length (slots in use) and shift (position minus slot), one each per row.
+    decoding step: last_id, length (slots in use), shift (position minus slot) and thread (number), one each per row.
     """
 
     shape: Shape
@@ -180,6 +185,7 @@ class Slab:
         self.kv = [torch.empty(size, dtype=shape.dtype, device=shape.device) for _ in range(shape.layers)]
         self.bias = torch.empty(0, self.capacity, dtype=shape.dtype, device=shape.device)
         self.last_id, self.length, self.shift = torch.zeros(3, 0, dtype=torch.int64, device=shape.device).unbind()
+        self.thread = torch.zeros_like(self.shift)
 
     @property
     def bytes(self) -> int:
@@ -194,6 +200,7 @@ class Slab:
             self.bias = torch.cat((self.bias, self.bias.new_full((*fresh, self.capacity), -torch.inf)))
             meta = (self.last_id, self.length, self.shift)
             self.last_id, self.length, self.shift = (torch.cat((x, x.new_zeros(fresh))) for x in meta)
+            self.thread = torch.cat((self.thread, self.thread.new_zeros(fresh)))
         elif tokens <= old_width:
             return
         step = 16 << max(0, tokens.bit_length() - 8)
@@ -216,12 +223,14 @@ class Slab:
         self.bias[row] = -torch.inf
         return row
 
-    def ready(self, owner: Owner, length: int, position: int) -> None:
-        """The row holds `length` tokens; the next one, whose position this is, may see them all."""
+    def ready(self, owner: Owner, length: int, position: int, thread: int = 0) -> None:
+        """The row holds `length` tokens; the next one, whose position this is, may see them all. It and those after it
+        are of the thread of this number."""
         row, owner.length = owner.row, length
         self.bias[row, :length] = 0
         self.length[row] = length
         self.shift[row] = position - length
+        self.thread[row] = thread
 
     def of(self, owner: Owner) -> list[Tensor]:
         """The owner's keys and values: of each layer (2, heads, width, dim)."""
@@ -255,6 +264,7 @@ class Slab:
         self.bias[row] = -torch.inf
         self.bias[row, :length] = old.bias[at, :length]
         self.last_id[row], self.length[row], self.shift[row] = old.last_id[at], old.length[at], old.shift[at]
+        self.thread[row] = old.thread[at]
 
 
 class Rows:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rollout.engine import Completion, EngineError, Prompt, Sampling
+from rollout.engines import thread_vectors
 from rollout.engines.calls import EngineStats, Seeds, check_call, first_line, settle, together
 from rollout.engines.torch_attention import Context, Ints, Part, decoding, prefilling
 from rollout.engines.torch_cache import Rows, Slab, State, Store
@@ -86,6 +87,7 @@ class TorchEngine:
         self.stats = EngineStats()
         self._limit = int(kv_cache_gib * _GIB)
         self._shape = adapt(self._model)
+        self._numbers = thread_vectors.count_of(self._model)
         self._vocabulary = cast(int, cast(Any, self._model.config).vocab_size)
         self._store = Store()
         self._calls = 0
@@ -172,6 +174,11 @@ class TorchEngine:
 
     def _call(self, view: View, sampling: Sampling) -> Call:
         self._check(view.ids, view.end, sampling)
+        if max(view.threads, default=0) > self._numbers:
+            raise EngineError(
+                f"the model has vectors for {self._numbers} threads, not for thread {max(view.threads)}: raise "
+                "model.thread_vectors"
+            )
         needs = self._shape.token_bytes * Rows.capacity(len(view.ids) + sampling.max_tokens)
         self._check_bytes(needs, len(view.ids) + sampling.max_tokens)
         states, begin = self._store.states(view)
@@ -181,6 +188,8 @@ class TorchEngine:
     def _session(
         self, view: View, headers: Sequence[tuple[int, ...]], samplings: Sequence[Sampling], stride: int, mode: Mode
     ) -> Session:
+        if view.threads:
+            raise EngineError("threads that see each other while they are sampled have no vectors")
         if not headers or not all(headers):
             raise EngineError("a thread needs a header: its last token predicts the first sampled one")
         if len(headers) > self.max_in_flight:
@@ -333,7 +342,7 @@ class TorchEngine:
 
         def then(tokens: Tensor) -> None:
             for call, missing in group:
-                slab.ready(call, len(call.states), call.view.end)
+                slab.ready(call, len(call.states), call.view.end, call.view.threads[-1] if call.view.threads else 0)
                 self._store.keep([call.states[slot] for slot in missing], slab.copy(call, missing))
             slab.last_id[part.first : part.last] = tokens
 

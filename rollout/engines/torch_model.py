@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rollout.engine import EngineError
+from rollout.engines import thread_vectors
 from rollout.engines.calls import first_line
 from rollout.engines.torch_attention import NAME, Batch, Ints, Part, Reader
 from rollout.engines.torch_cache import Shape
@@ -26,7 +27,7 @@ def load_model(model_or_path: PreTrainedModel | str | Path, dtype: str, device: 
         raise EngineError(f"{model_or_path} is no model folder: it has no config.json (save_pretrained writes one)")
     else:
         try:
-            model = cast(Any, AutoModelForCausalLM).from_pretrained(model_or_path, dtype=kind)
+            model = thread_vectors.load(model_or_path, dtype=kind)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise EngineError(f"transformers cannot load {model_or_path}: {first_line(error)}") from error
     return cast(Any, model).to(device, kind).eval().requires_grad_(False)
@@ -54,10 +55,23 @@ def forward(model: PreTrainedModel, parts: Sequence[Part], wanted: Ints | None) 
     """One forward over all parts; float32 logits (wanted tokens, vocabulary), of all tokens when `wanted` is None."""
     ids = torch.cat([part.ids for part in parts])
     kept = None if wanted is None else torch.as_tensor(wanted, device=ids.device)
-    return _run(model, ids, torch.cat([part.positions for part in parts]), Batch(parts), kept)
+    threads = None
+    if thread_vectors.count_of(model):
+        threads = torch.cat([torch.zeros_like(part.ids) if part.threads is None else part.threads for part in parts])
+    return _run(model, ids, torch.cat([part.positions for part in parts]), Batch(parts), kept, threads)
 
 
-def _run(model: PreTrainedModel, ids: Tensor, positions: Tensor, reader: Reader, wanted: Tensor | None) -> Tensor:
+def _run(
+    model: PreTrainedModel,
+    ids: Tensor,
+    positions: Tensor,
+    reader: Reader,
+    wanted: Tensor | None,
+    threads: Tensor | None = None,
+) -> Tensor:
+    more: dict[str, Tensor] = {}
+    if thread_vectors.count_of(model):
+        more["threads"] = (torch.zeros_like(ids) if threads is None else threads)[None]
     out = model(
         input_ids=ids[None],
         position_ids=positions[None],
@@ -65,6 +79,7 @@ def _run(model: PreTrainedModel, ids: Tensor, positions: Tensor, reader: Reader,
         use_cache=False,
         logits_to_keep=0 if wanted is None else wanted,
         reader=reader,
+        **more,
     )
     return cast(Tensor, out.logits)[0].float()
 

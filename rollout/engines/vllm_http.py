@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids
-from rollout.engines.calls import Seeds, check_call, first_line, together
+from rollout.engines.calls import Seeds, check_call, check_stock, first_line, together
 
 Result = TypeVar("Result")
 
@@ -27,11 +27,13 @@ def server_command(
 ) -> list[str]:
     """The command that serves `model_path` as this engine needs it. Run it with VLLM_SERVER_DEV_MODE=1 to load weights.
 
-    `cpu_kv_cache_gib` is the size of the key/value cache on a CPU; None on a GPU.
+    `cpu_kv_cache_gib` is the size of the key/value cache on a CPU; None on a GPU. Raises EngineError for a model that
+    vLLM would serve as another one.
 
     >>> server_command("outputs/sft", max_context=1024, dtype="bfloat16", port=8000)[1:3]
     ['-m', 'vllm.entrypoints.openai.api_server']
     """
+    check_stock(model_path, "vLLM")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path)]
     command += ["--port", str(port), "--dtype", dtype, "--max-model-len", str(max_context)]
     command += ["--skip-tokenizer-init", "--logprobs-mode", "processed_logprobs"]

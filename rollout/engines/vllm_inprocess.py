@@ -30,7 +30,7 @@ from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
 
 from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids  # noqa: E402
 from rollout.engines import vllm_cpu  # noqa: E402
-from rollout.engines.calls import EngineStats, Seeds, check_call, first_line, settle, together  # noqa: E402
+from rollout.engines.calls import EngineStats, Seeds, check_call, check_stock, first_line, settle, together  # noqa: E402
 
 Result = TypeVar("Result")
 
@@ -67,6 +67,7 @@ class VllmEngine:
         """`kv_cache_gib` counts on a CPU, `gpu_memory_utilization` on a GPU. Raises EngineError when vLLM refuses."""
         if Path(model_path).is_dir() and not (Path(model_path) / "config.json").is_file():
             raise EngineError(f"{model_path} is no model folder: it has no config.json (save_pretrained writes one)")
+        check_stock(model_path, "vLLM")
         if VllmEngine._open is not None and VllmEngine._open() is not None:
             raise EngineError("this process has a vLLM engine already: close() it first")
         self.max_context = max_context
