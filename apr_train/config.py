@@ -24,6 +24,9 @@ class ModelConfig:
     attention: str = "tree"
     """tree (packed tries) | sdpa (one row per call: the oracle)"""
     gradient_checkpointing: bool = False
+    thread_vectors: int = 0
+    """For how many threads of a block each layer learns a vector (ParaThinker), added to keys and values; needs
+    dialect.join=stitched and rollout=torch. 0: none"""
     architecture: str = "qwen3"
     """Of a fresh model: qwen3 | llama"""
     tokenizer: str | None = None

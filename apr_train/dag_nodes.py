@@ -14,11 +14,12 @@ from rollout.trajectory import Call, Trajectory
 
 @dataclass(slots=True)
 class Node:
-    """A segment as somebody read it: its ids, first position, the nodes it sees whole, and, once laid out, where its
-    tokens lie."""
+    """A segment as somebody read it: its ids, first position, its thread's number (0 where threads have no vectors),
+    the nodes it sees whole, and, once laid out, where its tokens lie."""
 
     ids: tuple[int, ...]
     start: int
+    thread: int
     sees: frozenset[int]
     group: int
     at: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -36,12 +37,14 @@ class Graph:
     found: dict[Hashable, int] = field(default_factory=dict[Hashable, int])
     """The group of each content."""
 
-    def group(self, key: Hashable, contents: Sequence[tuple[tuple[int, ...], int]], sees: frozenset[int]) -> list[int]:
-        """The nodes of a group, made when none has this key yet; `contents`: (ids, start) of each node."""
+    def group(
+        self, key: Hashable, contents: Sequence[tuple[tuple[int, ...], int, int]], sees: frozenset[int]
+    ) -> list[int]:
+        """The nodes of a group, made when none has this key yet; `contents`: (ids, start, thread) of each node."""
         if key not in self.found:
             self.found[key] = len(self.groups)
             self.groups.append(list(range(len(self.nodes), len(self.nodes) + len(contents))))
-            self.nodes += [Node(ids, start, sees, self.found[key]) for ids, start in contents]
+            self.nodes += [Node(*content, sees, self.found[key]) for content in contents]
         return self.groups[self.found[key]]
 
     def spans(self, nodes: Iterable[int]) -> tuple[Span, ...]:
@@ -149,8 +152,10 @@ class Reader:
     def _group(self, members: Sequence[tuple[int, int]], sees: frozenset[int]) -> list[int]:
         """The nodes of (segment, start) that see the same. Equal segments of one trajectory stay apart, since what
         follows them sees both; those of two trajectories meet."""
-        contents = tuple((self.segments[segment].ids, start) for segment, start in members)
-        for ids, _ in contents:
+        numbered = self.trajectory.thread_vectors
+        of = [(self.segments[segment], start) for segment, start in members]
+        contents = tuple((each.ids, start, each.number if numbered else 0) for each, start in of)
+        for ids, *_ in contents:
             if min(ids) < 0 or max(ids) >= 2**31:
                 raise PackingError(f"{self.trajectory.problem_id} holds a token id outside [0, 2**31)")
         key = (self.tree, contents, sees)

@@ -31,7 +31,8 @@ class PackedCalls:
     input_ids, position_ids, shift_labels: int64 (N,), as in PackedTrie. `chains` cover every position once and say who
     sees whom. `where[r]`: int64 (sampled tokens of call r,), so that `logps[where[r]]` are their log-probabilities;
     where calls share a position, their gradients add up. `raw_tokens`: input positions of all calls, shared ones
-    counted each time. `trie`: the same as a trie, where all of it is one.
+    counted each time. `trie`: the same as a trie, where all of it is one. threads: int64 (N,), the number of each
+    position's thread, where threads have vectors; None: no position needs one.
     """
 
     input_ids: Tensor
@@ -41,6 +42,7 @@ class PackedCalls:
     where: tuple[Tensor, ...]
     raw_tokens: int
     trie: PackedTrie | None = None
+    threads: Tensor | None = None
 
     @property
     def unique_tokens(self) -> int:
@@ -73,6 +75,7 @@ def pack_calls(
     trie = _of_trie(pack([rows[r] for r in flat], contexts, [trees[r] for r in flat]), contexts)
     by = trie.unique_tokens
     places = iter(trie.where), (index + by for index in views.where)
+    threads = None if views.threads is None else torch.cat([torch.zeros_like(trie.input_ids), views.threads])
     return PackedCalls(
         input_ids=torch.cat([trie.input_ids, views.input_ids]),
         position_ids=torch.cat([trie.position_ids, views.position_ids]),
@@ -80,6 +83,7 @@ def pack_calls(
         chains=(*trie.chains, *(shifted(chain, by) for chain in views.chains)),
         where=tuple(next(places[call is not None]) for call in calls),
         raw_tokens=trie.raw_tokens + views.raw_tokens,
+        threads=threads,
     )
 
 
@@ -92,10 +96,11 @@ def _of_trie(trie: PackedTrie, contexts: Sequence[int]) -> PackedCalls:
 def pack_views(calls: Sequence[TrajectoryCall], trees: Sequence[int] | None = None) -> PackedCalls:
     """Packs calls of stitched and synchronous trajectories, each segment once however many calls see it.
 
-    Segments of different trajectories share their place where ids, position and all they see agree (within one of
-    `trees`, default all in one), as the prompt of a group does; two equal threads of one trajectory do not, since what
-    follows them sees both. The last token before a fork may have to predict several tokens: the first label is its own,
-    each other one gets a copy of it that sees the same. Two calls of one trajectory never share that label.
+    Segments of different trajectories share their place where ids, position, all they see and, where threads have
+    vectors, the thread's number agree (within one of `trees`, default all in one), as the prompt of a group does; two
+    equal threads of one trajectory do not, since what follows them sees both. The last token before a fork may have to
+    predict several tokens: the first label is its own, each other one gets a copy of it that sees the same. Two calls
+    of one trajectory never share that label.
 
     Calls of a synchronous trajectory's root read flat ids, and the threads before them once more as such.
 
@@ -226,12 +231,13 @@ def _labelled(graph: Graph, chains: list[Chain], targets: Sequence[Target | None
         taken.add(target.last)
         where.append(np.array([places[asked], *node.at[: len(node.ids) - 1]]))
     ids = np.empty(laid_out + len(copies), dtype=np.int64)
-    positions, labels = ids.copy(), np.full_like(ids, IGNORE)
+    positions, labels, threads = ids.copy(), np.full_like(ids, IGNORE), np.zeros_like(ids)
     for node in nodes:
+        threads[node.at] = node.thread
         ids[node.at] = node.ids[: len(node.at)]
         positions[node.at] = node.start + np.arange(len(node.at))
     for place, node in enumerate(copies, laid_out):
-        ids[place], positions[place] = node.ids[-1], node.start + len(node.ids) - 1
+        ids[place], positions[place], threads[place] = node.ids[-1], node.start + len(node.ids) - 1, node.thread
     for target, index in zip(targets, where, strict=True):
         labels[index] = nodes[target.node].ids if target else IGNORE
     return PackedCalls(
@@ -241,4 +247,5 @@ def _labelled(graph: Graph, chains: list[Chain], targets: Sequence[Target | None
         chains=tuple(chains),
         where=tuple(map(torch.from_numpy, where)),
         raw_tokens=sum(target.raw for target in targets if target),
+        threads=torch.from_numpy(threads) if threads.any() else None,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from apr_train.dag_packing import PackedCalls, TrajectoryCall, pack_calls
 from apr_train.published import pack_published, scored_calls
 from apr_train.tree_attention import plan_attention
+from rollout.engines import thread_vectors
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
 
@@ -33,6 +34,7 @@ def packed_logps(model: Any, packed: PackedCalls) -> Tensor:
         shift_labels=packed.shift_labels[None],
         tree=plan_attention(packed),
         use_cache=False,
+        **thread_vectors.arguments(model, packed.threads, packed.input_ids[None]),
     )
     labels = packed.shift_labels.clamp_min(0)
     return outputs.logits[0].log_softmax(-1).gather(1, labels[:, None])[:, 0]
@@ -52,17 +54,22 @@ def published_logps(model: Any, trajectory: Trajectory, preset: str, tokens: Tok
 
 def separate_logps(model: Any, trajectory: Trajectory, index: int) -> Tensor:
     """The same of one call, by one dense forward that shares nothing with any other."""
-    ids, positions, mask, places = dense_view(trajectory, index)
+    ids, positions, mask, threads, places = dense_view(trajectory, index)
     logits = model(
-        input_ids=ids[None], position_ids=positions[None], attention_mask=mask[None, None], use_cache=False
+        input_ids=ids[None],
+        position_ids=positions[None],
+        attention_mask=mask[None, None],
+        use_cache=False,
+        **thread_vectors.arguments(model, threads, ids[None]),
     ).logits[0]
     sampled = torch.tensor(trajectory.segments[trajectory.calls[index].sampled].ids)
     return logits[places].log_softmax(-1).gather(1, sampled[:, None])[:, 0]
 
 
-def dense_view(trajectory: Trajectory, index: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """ids, positions and mask of all that a call's tokens see, and where its sampled tokens are predicted; by the
-    definition of `Trajectory.attention`, a token at a time, and shared with nothing the trainer uses."""
+def dense_view(trajectory: Trajectory, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+    """ids, positions, mask and threads (0 without vectors) of all that a call's tokens see, and where those it sampled
+    are predicted; by the definition of `Trajectory.attention`, a token at a time, and shared with nothing the trainer
+    uses."""
     call, segments = trajectory.calls[index], trajectory.segments
     flat, whole = trajectory.is_flat(call), (*call.context, call.sampled)
 
@@ -95,7 +102,8 @@ def dense_view(trajectory: Trajectory, index: int) -> tuple[Tensor, Tensor, Tens
     last = [s for s in call.context if segments[s].ids][-1]
     count = len(segments[call.sampled].ids)
     at = [place[last, len(segments[last].ids) - 1], *(place[call.sampled, k] for k in range(count - 1))]
-    return torch.tensor(trajectory.ids(tuple(order))), positions, mask, at[:count]
+    whose = [(segments[s].thread or (0,))[-1] if trajectory.thread_vectors else 0 for s, _ in tokens]
+    return torch.tensor(trajectory.ids(tuple(order))), positions, mask, torch.tensor(whose), at[:count]
 
 
 def lockstep(trajectory: Trajectory, sampled: int) -> list[int]:

@@ -33,6 +33,7 @@ from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import full_weights
 from rewards.reward import Part, Reward
 from rewards.scored import Group, Scored
+from rollout.engines import thread_vectors
 from rollout.errors import UserError
 from rollout.orchestrator import mix
 
@@ -274,6 +275,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         for places, b in zip(packed.where, trained, strict=False):
             where[b, : len(places)] = places
         device = input_ids.device
+        more = thread_vectors.arguments(self.policy(), packed.threads, packed.input_ids[None])
         with self.accelerator.autocast():
             outputs = model(
                 input_ids=packed.input_ids[None].to(device),
@@ -281,6 +283,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
                 shift_labels=packed.shift_labels[None].to(device),
                 tree=plan_attention(packed, device),
                 fused_lm_head=True,
+                **{key: value.to(device) for key, value in more.items()},
             )
         self._metrics["train"]["perf/packing_ratio"].append(packed.raw_tokens / packed.unique_tokens)
         where = where.to(device)

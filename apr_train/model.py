@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from apr_train.config import ModelConfig
+from rollout.engines import thread_vectors
 from rollout.errors import UserError
 from rollout.tokens import Tokens, register_tags
 
@@ -55,6 +56,8 @@ def prepare_model_folder(config: ModelConfig, tags: Sequence[str], folder: Path,
             for tag in tags:
                 if tag not in known:
                     weight[tokens.tag(tag)] = weight[list(spelled[tag])].mean(0)
+    if config.thread_vectors and not thread_vectors.count_of(model):
+        thread_vectors.install(model, config.thread_vectors)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -87,14 +90,15 @@ def load_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     if longest < config.max_context:
         raise ModelError(f"model.max_context={config.max_context} is longer than the model's own {longest}: lower it")
     with _one_line_errors(config.path, "model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            config.path, revision=config.revision, dtype=dtype, output_loading_info=True
-        )
+        loaded: Any = thread_vectors.load(config.path, revision=config.revision, dtype=dtype, output_loading_info=True)
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"model.path={config.path}: its files hold no {missing[0]}, and {len(missing)} are missing in all"
         )
+    held = thread_vectors.count_of(model)
+    if held not in (0, config.thread_vectors):
+        raise ModelError(f"model.path={config.path} has vectors for {held} threads: set model.thread_vectors={held}")
     return model
 
 

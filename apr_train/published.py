@@ -127,6 +127,8 @@ def pack_published(calls: Sequence[TrajectoryCall], preset: str, tokens: Tokens)
     size = raw = 0
     for call in calls:
         trajectory = call.trajectory
+        if trajectory.thread_vectors:
+            raise PackingError(f"{trajectory.problem_id}: no public trainer's mask says whose a token's vector is")
         if id(trajectory) not in begins:
             found = dense(trajectory, preset, tokens)
             parts.append((found, torch.full_like(found.ids, IGNORE)))

@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from apr_train.config import RolloutConfig, StrategyConfig
+from apr_train.config import Config, RolloutConfig
 from apr_train.tasks.base import Problem
 from rewards.scored import Scored
 from rewards.verdict import BatchVerifier, Verdict, Verifier
@@ -92,9 +92,9 @@ class Rollouts:
         return verdicts
 
 
-def strategy_of(config: StrategyConfig) -> Strategy:
+def strategy_of(config: Config) -> Strategy:
     """How threads are sampled, from the configuration."""
-    return Strategy(cast(Any, config.name), config.stride)
+    return Strategy(cast(Any, config.strategy.name), config.strategy.stride, config.model.thread_vectors > 0)
 
 
 def budget_of(config: RolloutConfig) -> Budget:

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
 
 from apr_train.arguments import grpo_arguments
 from apr_train.config import Config
@@ -35,6 +35,7 @@ from rewards.build import make_reward
 from rewards.scored import Scored
 from rewards.verdict import BatchVerifier
 from rollout.dialects import dialect_class, make_dialect
+from rollout.engines import thread_vectors
 from rollout.orchestrator import mix
 from rollout.tokens import Tokens
 
@@ -120,7 +121,7 @@ def open_parts(config: Config, world: PartialState, folder: Path) -> Iterator[Pa
         ends.callback(sampler.close)
         if isinstance(task.verifier, BatchVerifier):
             ends.callback(task.verifier.close)
-        budget, strategy = budget_of(config.rollout), strategy_of(config.strategy)
+        budget, strategy = budget_of(config.rollout), strategy_of(config)
         rollouts = Rollouts(sampler, dialect, tokens, task.verifier, budget, strategy)
         yield Parts(config, folder, world, task, rollouts, log, problems)
 
@@ -128,7 +129,7 @@ def open_parts(config: Config, world: PartialState, folder: Path) -> Iterator[Pa
 def load_policy(parts: Parts, folder: Path, attention: str) -> PreTrainedModel:
     """The model to train, from a Hugging Face folder; `attention`: tree | sdpa."""
     dtype = getattr(torch, parts.config.model.dtype)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    return thread_vectors.load(folder, dtype=dtype, attn_implementation=attention)
 
 
 def warm_start(parts: Parts, start: Path) -> None:

@@ -22,6 +22,7 @@ from apr_train.tasks.base import Form, Problem, Task, TaskError
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import save_model
 from rollout.dialects.base import Dialect
+from rollout.engines import thread_vectors
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import FORK_JOIN, Budget, Strategy, run_trajectory
 from rollout.tokens import Tokens
@@ -101,9 +102,13 @@ def trajectory_rows(trajectories: Iterable[Trajectory], masks: Masks = EXACT) ->
 
 
 def collate_tries(
-    examples: list[dict[str, Any]], device: torch.device | str = "cpu", masks: Masks = EXACT
+    examples: list[dict[str, Any]],
+    device: torch.device | str = "cpu",
+    masks: Masks = EXACT,
+    model: Any = None,
 ) -> dict[str, Any]:
-    """Examples -> one packed row (1, N) whose labels are the sampled tokens, and the plan its attention follows.
+    """Examples -> one packed row (1, N) whose labels are the sampled tokens, and the plan its attention follows; for a
+    `model` with thread vectors also the number of each token's thread.
 
     Each example is a tree of its own, so a token that two examples train counts twice, as it would unpacked; and so
     is a row that would train a position which an earlier row of its example trains, as threads of equal headers do.
@@ -130,6 +135,7 @@ def collate_tries(
         "labels": labels,  # Trainer counts the batch's items only when this key is there; TRL reads the shifted ones
         "shift_labels": labels,
         "tree": plan_attention(packed, device),
+        **({} if model is None else thread_vectors.arguments(model, packed.threads, packed.input_ids[None])),
     }
 
 
@@ -185,12 +191,13 @@ def train_sft(
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+    model = load()
     trainer = SFTTrainer(
-        model=load(),
+        model=model,
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
-        data_collator=partial(collate_tries, device=args.device, masks=masks),
+        data_collator=partial(collate_tries, device=args.device, masks=masks, model=model),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)

@@ -3,6 +3,7 @@
 import json
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from apr_train.config import AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
 from apr_train.sampler import join_of
@@ -29,7 +30,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
         *("seed", "data.seed"),
         *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay", "algorithm.save_every"),
-        "algorithm.dynamic_sampling",
+        *("algorithm.dynamic_sampling", "model.thread_vectors"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("logger.rollouts_every", "eval.problems", "eval.temperature"),
     ),
@@ -194,6 +195,30 @@ def _check_dialect(config: Config) -> None:
             config.model.attention == "tree",
             f"model.attention={config.model.attention} reads flat rows, not a stitched join: use model.attention=tree",
         )
+    _check_vectors(config.model.thread_vectors, join, most_threads(config))
+
+
+def most_threads(config: Config) -> int:
+    """The most threads that a block may have: the dialect's fixed number, or what the client grants."""
+    from rollout.dialects import dialect_class
+    from rollout.dialects.tagged import Tagged
+
+    cls: Any = dialect_class(config.dialect.name)
+    fixed = cls.grammar(cls.read_options(config.dialect.options)).threads if issubclass(cls, Tagged) else None
+    return fixed or config.rollout.max_threads
+
+
+def _check_vectors(count: int, join: str, threads: int) -> None:
+    if count <= 0:  # below 0 is refused with the other numbers
+        return
+    _need(
+        join == "stitched",
+        f"model.thread_vectors={count}: only a stitched join keeps a thread's keys: set dialect.join=stitched",
+    )
+    _need(
+        count >= threads,
+        f"model.thread_vectors={count} is less than the {threads} threads that a block may have: raise it",
+    )
 
 
 def _check_mask(config: Config) -> None:
