@@ -54,6 +54,9 @@ def test_a_folder_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="vLLM cannot serve") as caught:
         VllmEngine(tmp_path, max_context=64)
     assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text('{"apr_thread_vectors": 4}')
+    with pytest.raises(EngineError, match="which vLLM cannot add: use rollout=torch"):
+        VllmEngine(tmp_path, max_context=64)
 
 
 def test_an_engine_before_torch_distributed_would_take_the_trainers_place(

@@ -37,8 +37,11 @@ class EngineStats:
 
 def check_stock(model: str | Path, engine: str) -> None:
     """Raises EngineError for a model folder that a stock engine would serve as another model: with thread vectors."""
-    file = Path(model) / "config.json"
-    if file.is_file() and json.loads(file.read_text()).get(VECTORS_KEY):
+    try:
+        config: Any = json.loads((Path(model) / "config.json").read_text())
+    except (OSError, ValueError):
+        return  # a name of the hub, or a folder of which the engine itself says what is wrong
+    if isinstance(config, dict) and VECTORS_KEY in config:
         raise EngineError(f"{model} has a learned vector per thread, which {engine} cannot add: use rollout=torch")
 
 

@@ -97,7 +97,7 @@ def _look_up(layer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[s
 
 def _add(projection: Any, args: Any, output: Tensor) -> Tensor:
     """Adds the tokens' vectors to every head of keys or values, (B, T, heads, dim) or (B, T, heads x dim)."""
-    vectors = projection.__dict__.pop("added")
+    vectors = projection.__dict__.pop("added").to(output.dtype)  # autocast may project in another one
     if output.shape[:2] != vectors.shape[:2]:
         raise EngineError("thread vectors need keys and values in the order (rows, tokens, heads)")
     return (output.view(*vectors.shape[:2], -1, vectors.shape[-1]) + vectors.unsqueeze(-2)).view_as(output)
