@@ -112,6 +112,7 @@ def make_trainer(
     noise: float = 0.05,
     stage: int | None = None,
     reward: dict[str, Any] | None = None,
+    model: Any = None,
     **algorithm: Any,
 ) -> ForkJoinGRPOTrainer:
     """4 prompts x 4 rollouts, two steps; `algorithm` sets keys of AlgorithmConfig."""
@@ -128,7 +129,7 @@ def make_trainer(
 
     arguments = grpo_arguments(config, folder, int(os.environ.get("WORLD_SIZE", "1")))
     return ForkJoinGRPOTrainer(
-        tiny_model("tree" if packed else "sdpa"),
+        model or tiny_model("tree" if packed else "sdpa"),
         arguments,
         TOKENS.tokenizer,
         [Problem(f"p{i}", f"a{i}=", "1") for i in range(8)],

@@ -1,0 +1,531 @@
+"""A learned vector per thread: sampled and trained alike, in its place, by a decoder that is written out by hand."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import toy_tokens
+from stitched_trees import Meaning, calls_of, error, group, random_trajectory
+from test_check_dialects import model_for
+from torch import Tensor
+from torch.nn.functional import silu
+from trainers import (
+    TOKENS,
+    PreparedSampler,
+    make_trainer,
+    step_gradient,
+    tiny_model,
+)
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl.trainer.utils import add_fused_lm_head
+
+from apr_train.config import ModelConfig
+from apr_train.dag_packing import pack_calls, pack_views
+from apr_train.fidelity import compare, packed_logps
+from apr_train.model import ModelError, character_tokenizer, load_model, prepare_model_folder
+from apr_train.sft import collate_tries, trajectory_rows
+from apr_train.weight_sync import full_weights, save_model, saved_weights
+from rollout.dialects import make_dialect
+from rollout.dialects.base import DialectError
+from rollout.engine import EngineError, Sampling, causal_ids
+from rollout.engines import thread_vectors
+from rollout.engines.torch_cache import Store
+from rollout.engines.torch_engine import TorchEngine
+from rollout.engines.vllm_http import server_command
+from rollout.orchestrator import Budget, Strategy, run_trajectory
+from rollout.trajectory import Call, Segment, Trajectory, TrajectoryError
+from rollout.view import View
+from scripts.check_dialects import Spy, replays
+
+COUNT = 6
+VECTORS = Strategy(thread_vectors=True)
+
+
+def with_vectors(model: Any, size: float = 0.5) -> Any:
+    """The model with vectors that no log-prob can overlook."""
+    thread_vectors.install(model, COUNT)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for table in tables(model):
+            table.copy_(size * torch.randn(table.shape, generator=generator))
+    return model
+
+
+def tables(model: Any) -> list[Tensor]:
+    return [weight for name, weight in model.named_parameters() if "thread_vectors" in name]
+
+
+def numbered(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    return [replace(each, thread_vectors=True) for each in trajectories]
+
+
+# ---- the definition, by hand
+
+
+def by_hand(model: Any, ids: list[int], positions: list[int], sees: list[set[int]], threads: list[int]) -> Tensor:
+    """Logits (tokens, vocabulary) of a Qwen3 or Llama with vectors, from its weights and the published rule alone."""
+    config, weights = model.config, dict(model.named_parameters())
+    heads, dim, eps = (config.num_attention_heads, config.num_key_value_heads), config.head_dim, config.rms_norm_eps
+    mask = torch.tensor([[j in seen for j in range(len(ids))] for seen in sees])
+    speed = config.rope_parameters["rope_theta"] ** (-torch.arange(0, dim, 2) / dim)
+    angle = torch.tensor(positions)[:, None, None] * torch.cat([speed, speed])
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weights[name]
+
+    def turn(x: Tensor) -> Tensor:
+        return x * angle.cos() + torch.cat([-x[..., dim // 2 :], x[..., : dim // 2]], -1) * angle.sin()
+
+    x = weights["model.embed_tokens.weight"][ids]
+    for layer in range(config.num_hidden_layers):
+        at = f"model.layers.{layer}"
+        h = norm(x, f"{at}.input_layernorm.weight")
+        q, k, v = ((h @ weights[f"{at}.self_attn.{n}_proj.weight"].T).unflatten(-1, (-1, dim)) for n in "qkv")
+        if f"{at}.self_attn.k_norm.weight" in weights:
+            q, k = norm(q, f"{at}.self_attn.q_norm.weight"), norm(k, f"{at}.self_attn.k_norm.weight")
+        table = weights[f"{at}.self_attn.thread_vectors.weight"]
+        own = torch.stack([table[n - 1] if n else torch.zeros(dim) for n in threads])[:, None]
+        q, k, v = turn(q), turn(k + own), v + own
+        shared = heads[0] // heads[1]
+        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+        scores = torch.einsum("ihd,jhd->hij", q, k) * dim**-0.5
+        read = torch.einsum("hij,jhd->ihd", scores.masked_fill(~mask, -torch.inf).softmax(-1), v)
+        x = x + read.flatten(1) @ weights[f"{at}.self_attn.o_proj.weight"].T
+        h = norm(x, f"{at}.post_attention_layernorm.weight")
+        gate, up, down = (weights[f"{at}.mlp.{n}_proj.weight"] for n in ("gate", "up", "down"))
+        x = x + (silu(h @ gate.T) * (h @ up.T)) @ down.T
+    out = norm(x, "model.norm.weight")
+    return out @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T
+
+
+def call_logps(model: Any, trajectory: Trajectory, call: Call) -> Tensor:
+    """log p of what a call sampled, by hand."""
+    segments, ids = trajectory.segments, trajectory.segments[call.sampled].ids
+    if not ids:
+        return torch.zeros(0)
+    scene = Meaning(trajectory).scene(call)
+    whose = [segments[s].thread[-1] if segments[s].thread else 0 for s, _ in scene.tokens]
+    logits = by_hand(model, [segments[s].ids[o] for s, o in scene.tokens], scene.positions, scene.sees, whose)
+    return logits[scene.inputs].log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 40}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_model("sdpa"), llama], ids=["qwen3", "llama"])
+def test_the_vector_is_added_before_the_turn_to_every_head_of_keys_and_values_and_to_no_query(make: Any) -> None:
+    model, draw = with_vectors(make()), random.Random(0)
+    ids, threads = [draw.choices(range(5, 40), k=12) for _ in range(2)], draw.choices(range(COUNT + 1), k=12)
+    positions = [0, 1, 2, 3, 2, 3, 4, 7, 8, 9, 10, 5]
+    sees = [{j for j in range(i + 1) if draw.random() < 0.7} | {i} for i in range(12)]
+    mask = torch.tensor([[j in seen for j in range(12)] for seen in sees])[None, None].expand(2, 1, 12, 12)
+    spread = torch.tensor([threads, threads[::-1]])
+    at = torch.tensor([positions, positions])
+    ours = model(input_ids=torch.tensor(ids), position_ids=at, attention_mask=mask, threads=spread).logits
+    for row in range(2):
+        expected = by_hand(model, ids[row], positions, sees, spread[row].tolist())
+        torch.testing.assert_close(ours[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_root_is_what_it_was_without_vectors() -> None:
+    plain, ids = tiny_model("sdpa"), torch.tensor([[5, 6, 7, 8]])
+    ours = with_vectors(tiny_model("sdpa"))(ids, threads=torch.zeros_like(ids)).logits
+    assert torch.equal(ours, plain(ids).logits)
+    later = with_vectors(tiny_model("sdpa"))(ids, threads=torch.tensor([[0, 0, 1, 0]])).logits
+    assert torch.equal(later[:, :2], ours[:, :2])
+    assert (later[:, 3] - ours[:, 3]).abs().max() > 1e-3  # once it has read a thread
+
+
+def test_fresh_vectors_are_small_and_none_is_the_roots() -> None:
+    model = tiny_model("sdpa")
+    thread_vectors.install(model, 400)
+    assert [table.shape for table in tables(model)] == [(400, 16)] * 2
+    assert torch.cat(tables(model)).std().item() == pytest.approx(0.02, rel=0.05)
+
+
+# ---- the trainer
+
+
+def test_packed_log_probs_and_gradients_equal_the_decoder_by_hand() -> None:
+    for seed in range(4):
+        trajectories = numbered(group(seed, *["stitched"] * 3, forks=0.9))
+        ours, reference = with_vectors(tiny_model("tree")), with_vectors(tiny_model("tree"))
+        packed = pack_views(calls_of(trajectories))
+        logps = packed_logps(ours, packed)
+        found = [logps[at] for at in packed.where]
+        expected = [call_logps(reference, t, call) for t in trajectories for call in t.calls]
+        weights = torch.randn(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+        for each in (found, expected):
+            torch.stack([weight * own.sum() for weight, own in zip(weights, each, strict=True)]).sum().backward()
+        assert (torch.cat(found) - torch.cat(expected)).abs().max() < 1e-5
+        assert error(*(torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (ours, reference))) < 1e-5
+        assert error(*(torch.cat([p.grad.flatten() for p in tables(m)]) for m in (ours, reference))) < 1e-5
+        assert torch.cat([table.grad for table in tables(ours)]).abs().max() > 0
+
+
+def path(number: int, ids: tuple[int, ...]) -> Trajectory:
+    """A prompt and one thread of this number."""
+    segments = (Segment("prompt", (5, 6)), Segment("sampled", ids, (-1.0,) * len(ids), (0,), (0, number)))
+    calls = (Call((0,), 1, "join"),)
+    return Trajectory("p", "test", segments, calls, "answered", attention="stitched", thread_vectors=True)
+
+
+def test_equal_threads_share_a_place_only_where_their_numbers_agree() -> None:
+    def packed(*numbers: int) -> Any:
+        return pack_views(calls_of([path(number, (7, 8, 9)) for number in numbers]))
+
+    assert (packed(1).unique_tokens, packed(1, 1).unique_tokens) == (4, 4)  # 5 6 7 8; nothing reads the 9
+    apart = packed(1, 2)
+    assert apart.input_ids.tolist() == [5, 6, 7, 8, 7, 8]
+    assert apart.threads.tolist() == [0, 0, 1, 1, 2, 2]
+    unnumbered = pack_views(calls_of([replace(path(k, (7, 8, 9)), thread_vectors=False) for k in (1, 2)]))
+    assert (unnumbered.unique_tokens, unnumbered.threads) == (4, None)
+
+
+def test_flat_rows_beside_numbered_views_are_the_roots() -> None:
+    views = calls_of([path(2, (7, 8, 9))])
+    packed = pack_calls([[5, 6, 9], [0]], [1, 1], [None, *views])
+    assert packed.input_ids.tolist() == [5, 6, 5, 6, 7, 8]
+    assert packed.threads is not None and packed.threads.tolist() == [0, 0, 0, 0, 2, 2]
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = with_vectors(tiny_model("tree")).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        packed = pack_views(calls_of(numbered(group(1, "stitched", forks=1.0))))
+        packed_logps(model, packed).sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*found)
+
+
+def test_a_thread_without_a_vector_is_never_trained_as_one_with_another() -> None:
+    packed = pack_views(calls_of([path(COUNT + 1, (7, 8, 9))]))
+    with pytest.raises(EngineError, match="vectors for 6 threads, but a token is of thread 7"):
+        packed_logps(with_vectors(tiny_model("tree")), packed)
+    with pytest.raises(EngineError, match="vectors for 0 threads"):
+        packed_logps(tiny_model("tree"), packed)
+    with pytest.raises(EngineError, match="every token's thread"):
+        with_vectors(tiny_model("tree"))(torch.tensor([[5, 6]]))
+
+
+class NumberedSampler(PreparedSampler):
+    """Plays random stitched trajectories whose log-probs are those by hand, plus noise."""
+
+    def run(self, coroutines: Any) -> list[Trajectory]:
+        model, played = with_vectors(tiny_model("sdpa")), []
+        for number, coroutine in enumerate(coroutines):
+            coroutine.close()
+            end = (TOKENS.tag("</think>"), *TOKENS.text(self.rng.choice("12")), TOKENS.eos)
+            prompt, letters = TOKENS.prompt(f"a{number // 4}="), TOKENS.text("ab12")
+            one = replace(random_trajectory(self.rng, prompt, letters, end=end, depth=2), thread_vectors=True)
+            segments = list(one.segments)
+            for call in one.calls:
+                logps = call_logps(model, one, call).tolist()
+                noisy = tuple(value + self.rng.uniform(-self.noise, self.noise) for value in logps)
+                segments[call.sampled] = replace(segments[call.sampled], logprobs=noisy)
+            played.append(replace(one, segments=tuple(segments)))
+        return played
+
+
+def numbered_trainer(folder: Path) -> Any:
+    """A GRPO trainer of a model with vectors."""
+    trainer = make_trainer(folder, packed=True, model=with_vectors(tiny_model("tree")))
+    trainer.rollouts = replace(trainer.rollouts, sampler=NumberedSampler(7, 0.4))
+    return trainer
+
+
+def test_the_policy_gradient_is_that_of_brute_force_also_of_the_vectors(tmp_path: Path) -> None:
+    trainer = numbered_trainer(tmp_path)
+    collected: list[Any] = []
+    trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(
+        zip(scored, advantages, strict=True)
+    )
+    ours = step_gradient(trainer)
+    model, total, count = with_vectors(tiny_model("sdpa")), torch.zeros(()), 0
+    for scored, advantage in collected:
+        for call in scored.trajectory.calls:
+            logps = call_logps(model, scored.trajectory, call)
+            ratio = (logps - torch.tensor(scored.trajectory.segments[call.sampled].logprobs)).exp()
+            total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage).sum()
+            count += len(logps)
+    (total / count).backward()
+    assert error(ours, torch.cat([p.grad.flatten() for p in model.parameters()])) < 1e-5
+    own = torch.cat([table.grad.flatten() for table in tables(trainer.policy())])
+    assert error(own, torch.cat([table.grad.flatten() for table in tables(model)])) < 1e-5
+
+
+def test_a_step_of_grpo_and_one_of_sft_move_the_vectors(tmp_path: Path) -> None:
+    trainer = numbered_trainer(tmp_path)
+    trainer.args.max_steps = 1
+    trainer.train()
+    for after, before in zip(tables(trainer.policy()), tables(with_vectors(tiny_model("tree"))), strict=True):
+        assert (after[:3] - before[:3]).abs().amin() > 1e-4
+    sent = trainer.rollouts.sampler.loaded[0]
+    assert sum("thread_vectors" in name for name in sent) == 2
+
+    model = with_vectors(tiny_model("tree"))
+    add_fused_lm_head(model)
+    trajectories = numbered(group(2, "stitched", "stitched", forks=1.0))
+    batch = collate_tries(list(trajectory_rows(trajectories)), model=model)
+    model(**{k: v for k, v in batch.items() if k != "labels"}, fused_lm_head=True).log_probs.sum().backward()
+    reference = with_vectors(tiny_model("sdpa"))
+    torch.cat([call_logps(reference, t, call) for t in trajectories for call in t.calls]).sum().backward()
+    own, theirs = (torch.cat([table.grad.flatten() for table in tables(m)]) for m in (model, reference))
+    assert error(own, theirs) < 1e-5
+    assert "threads" not in collate_tries(list(trajectory_rows(group(2, "stitched"))), model=tiny_model("tree"))
+
+
+def test_a_batch_without_threads_still_uses_every_parameter() -> None:
+    """Ranks that use other parameters than each other hang."""
+    model = with_vectors(tiny_model("tree"))
+    add_fused_lm_head(model)
+    alone = replace(
+        path(1, (7, 8)), segments=(Segment("prompt", (5, 6)), Segment("sampled", (7, 8), (-1.0,) * 2, (0,)))
+    )
+    batch = collate_tries(list(trajectory_rows([alone])), model=model)
+    model(**{k: v for k, v in batch.items() if k != "labels"}, fused_lm_head=True).log_probs.sum().backward()
+    assert all(torch.equal(table.grad, torch.zeros_like(table)) for table in tables(model))
+
+
+# ---- the sampler
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return with_vectors(model_for(toy_tokens("parathinker")))
+
+
+def shapes() -> list[View]:
+    """Views whose pieces are of several threads: (prompt, headers and bodies, join), nested, equal texts."""
+    draw = random.Random(1)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(5, 90) for _ in range(length))
+
+    prompt, twin, join = ids(5), ids(4), ids(2)
+    stitched = [(), (0,), (0,), (0,), (1, 2, 3)]
+    return [
+        View.stitched([prompt], [()], (0, 0)),
+        View.stitched([prompt, twin], [(), (0,)], (0, 1, 1)),
+        View.stitched([prompt, twin], [(), (0,)], (0, 2, 2)),
+        View.stitched([prompt, twin], [(), (0,)], (0, 2, 0)),
+        View.stitched([prompt, twin], [(), (0,)]),
+        View.stitched([prompt, (), twin], [(), (0,), (1,)], (0, 1, 1, 1)),
+        View.stitched([prompt, twin, twin, ids(70), join], stitched, (0, 1, 2, 3, 0, 0)),
+        View.stitched([prompt, twin, twin, twin, join], stitched, (0, 3, 2, 1, 0, 0)),
+        View.stitched([prompt, twin, ids(3), ids(2)], [(), (0,), (1,), (2,)], (0, 1, 2, 1, 1)),
+        View.stitched([twin], [()], (4, 4)),
+    ]
+
+
+def logps_of(model: Any, view: View, ids: tuple[int, ...]) -> Tensor:
+    """log p of sampled ids after a view, by hand."""
+    pieces, starts = [*view.pieces, ids], [*view.starts, view.end]
+    sees = [*view.sees, tuple(range(len(view.pieces)))]
+    tokens = [(p, t) for p, piece in enumerate(pieces) for t in range(len(piece))]
+    seen = [{j for j, (q, s) in enumerate(tokens) if (q == p and s <= t) or q in sees[p]} for p, t in tokens]
+    whose = [view.threads[p] if view.threads else 0 for p, _ in tokens]
+    logits = by_hand(model, [*view.ids, *ids], [starts[p] + t for p, t in tokens], seen, whose)
+    chosen = logits[len(view.ids) - 1 : -1].log_softmax(-1)
+    return chosen.gather(1, torch.tensor(ids)[:, None])[:, 0].detach()
+
+
+def test_a_sampled_token_carries_its_own_threads_vector_whoever_it_is_decoded_with(model: Any) -> None:
+    engine = TorchEngine(model, max_context=400, device="cpu")
+    for _ in range(2):  # the second time everything is held
+        done = engine.run(
+            [engine.complete(view, Sampling(5 + 30 * (n % 3), (), seed=n)) for n, view in enumerate(shapes())]
+        )
+        for view, completion in zip(shapes(), done, strict=True):
+            gap = (logps_of(model, view, completion.ids) - torch.tensor(completion.logprobs)).abs().max()
+            assert gap < 2e-5, view
+    assert engine.stats.cached_tokens > sum(len(view.ids) for view in shapes()) - len(shapes())
+
+
+def test_two_paths_of_equal_text_share_no_keys_beyond_what_both_read() -> None:
+    store = Store()
+    first, second, root = (
+        store.states(View.stitched([(5, 6), (7, 8)], [(), (0,)], threads)) for threads in ((0, 1, 1), (0, 2, 2), ())
+    )
+    assert first[0][:2] == second[0][:2] == root[0][:2]
+    assert len({*first[0][2:], *second[0][2:], *root[0][2:]}) == 6
+    assert len({first[1], second[1], root[1]}) == 3
+    back = store.states(View.stitched([(5, 6), (7, 8)], [(), (0,)], (0, 1, 0)))
+    assert back[0] == first[0] and back[1] != first[1]
+    cut = store.states(View.stitched([(5, 6), (7,), (8,)], [(), (0,), (1,)], (0, 1, 1, 1)))
+    assert cut == first  # however it is cut into pieces
+    assert root == store.states(View.causal([(5, 6), (7, 8)]))
+
+
+def test_a_thread_reuses_what_it_sampled_and_a_join_what_all_did(model: Any) -> None:
+    engine = TorchEngine(model, max_context=400, device="cpu")
+    prompt, join = (5, 6, 7), (11, 12)
+    views = [View.stitched([prompt, (9,)], [(), (0,)], (0, k, k)) for k in (1, 2)]
+    done = engine.run([engine.complete(view, Sampling(20, (), seed=0)) for view in views])
+    assert engine.stats.prefilled_tokens == 3 + 1 + 1
+    pieces = [prompt, (9,), done[0].ids, (9,), done[1].ids, join]
+    asked = View.stitched(pieces, [(), (0,), (1,), (0,), (3,), (2, 4)], (0, 1, 1, 2, 2, 0, 0))
+    before = engine.stats.prefilled_tokens
+    (last,) = engine.run([engine.complete(asked, Sampling(9, ()))])
+    assert engine.stats.prefilled_tokens - before == 2 + 2  # each thread's last token, and the join
+    assert (logps_of(model, asked, last.ids) - torch.tensor(last.logprobs)).abs().max() < 2e-5
+
+
+@dataclass(frozen=True)
+class Sampled:
+    trajectories: list[Trajectory]
+    spies: list[Spy]
+
+
+def sampled(model: Any, name: str, **options: Any) -> Sampled:
+    tokens = toy_tokens(name)
+    dialect = make_dialect(name, tokens, "stitched", options)
+    engine = TorchEngine(model, max_context=400, device="cpu")
+    spies = [Spy(engine) for _ in range(3)]
+    budget = Budget(160, 8, threads=8, blocks=2, thread=12)
+    return Sampled(
+        engine.run(
+            run_trajectory(spy, dialect, "p", tokens.prompt("a="), budget, seed=n, strategy=VECTORS)
+            for n, spy in enumerate(spies)
+        ),
+        spies,
+    )
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_is_trained_is_what_was_sampled(model: Any, cut: bool) -> None:
+    found = sampled(model, "parathinker", first_finish=cut)
+    dlogp, grad, forced = compare(model, found.trajectories)
+    assert dlogp < 1e-4 and grad < 1e-5 and forced == 0.0
+    assert all(replays(t, spy) for t, spy in zip(found.trajectories, found.spies, strict=True))
+    for trajectory in found.trajectories:
+        for call in trajectory.calls:
+            segment = trajectory.segments[call.sampled]
+            gap = (call_logps(model, trajectory, call) - torch.tensor(segment.logprobs)).abs().max()
+            assert gap < 2e-5
+    assert compare(model, [replace(t, thread_vectors=False) for t in found.trajectories])[0] > 1e-2
+
+
+def test_a_path_and_its_header_have_its_number_and_all_else_none(model: Any) -> None:
+    found = sampled(model, "parathinker", paths=2)
+    assert [view.threads for view in found.spies[0].asked[0, 2]] == [(0, 0, 2, 2)]  # prompt, <think>, <think2>, sampled
+    first = found.spies[0].asked[()][0]
+    assert first.threads == (0, 0, 1, 1, 1, 2, 2, 2, 0, 0)  # prompt, <think>, twice header, sampled, close; <summary>
+    trajectory = found.trajectories[0]
+    assert trajectory.thread_vectors and Trajectory.from_json(trajectory.to_json()) == trajectory
+
+
+# ---- folders and weights
+
+
+def test_vectors_survive_saving_loading_and_the_way_to_the_sampler(tmp_path: Path, model: Any) -> None:
+    tokens = toy_tokens("parathinker")
+    save_model(model, tokens.tokenizer, tmp_path, is_main=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["apr_thread_vectors"], config["architectures"]) == (COUNT, ["Qwen3ForCausalLM"])
+    loaded = thread_vectors.load(tmp_path, dtype=torch.float32, attn_implementation="tree")
+    for ours, theirs in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert ours[0] == theirs[0] and torch.equal(ours[1], theirs[1])
+    save_model(loaded, tokens.tokenizer, tmp_path / "again", is_main=True)
+    fresh = tiny_vectors_folder(tmp_path / "fresh", len(tokens.tokenizer))
+    view = shapes()[6]
+    engine = TorchEngine(fresh, max_context=400, device="cpu")
+    engine.load_weights(full_weights(model))
+    (first,) = engine.run([engine.complete(view, Sampling(9, ()))])
+    engine.load_weights(saved_weights(tmp_path / "again"))
+    engine.reseed(0)
+    (second,) = engine.run([engine.complete(view, Sampling(9, ()))])
+    for done in (first, second):
+        assert (logps_of(model, view, done.ids) - torch.tensor(done.logprobs)).abs().max() < 2e-5
+
+
+def tiny_vectors_folder(folder: Path, vocabulary: int) -> Path:
+    """The folder of another model of the same shape."""
+    other = model_for(toy_tokens("parathinker"))
+    assert other.config.vocab_size == vocabulary
+    thread_vectors.install(other, COUNT)
+    other.save_pretrained(folder)
+    return folder
+
+
+def test_a_copy_of_a_model_adds_its_own_vectors(model: Any) -> None:
+    engine = TorchEngine(model, max_context=400, device="cpu")
+    other = with_vectors(model_for(toy_tokens("parathinker")), size=2.0)
+    engine.load_weights(other.named_parameters())
+    view = shapes()[1]
+    (done,) = engine.run([engine.complete(view, Sampling(9, ()))])
+    assert (logps_of(other, view, done.ids) - torch.tensor(done.logprobs)).abs().max() < 2e-5
+
+
+def test_the_start_folder_gets_vectors_once_and_keeps_those_it_has(tmp_path: Path) -> None:
+    sizes = ModelConfig(hidden_size=32, head_dim=16, intermediate_size=48, max_context=64)
+    plain, first, second = (tmp_path / name for name in ("plain", "first", "second"))
+    prepare_model_folder(sizes, ["<a>"], plain, 0)
+    prepare_model_folder(replace(sizes, path=str(plain), thread_vectors=3), ["<a>"], first, 0)
+    prepare_model_folder(replace(sizes, path=str(first), thread_vectors=3), ["<a>"], second, 1)
+    kept, copied, bare = (dict(saved_weights(each)) for each in (first, second, plain))
+    assert kept.keys() == copied.keys() and all(torch.equal(kept[name], copied[name]) for name in kept)
+    assert all(torch.equal(kept[name], bare[name]) for name in bare)
+    assert len(kept) == len(bare) + 2
+    for count in (0, 4):
+        with pytest.raises(ModelError, match=r"has vectors for 3 threads: set model\.thread_vectors=3$"):
+            load_model(replace(sizes, path=str(first), thread_vectors=count), character_tokenizer())
+
+
+# ---- refusals
+
+
+def test_stock_engines_refuse_what_they_would_serve_as_another_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"apr_thread_vectors": 4}')
+    with pytest.raises(EngineError, match="which vLLM cannot add: use rollout=torch"):
+        server_command(tmp_path, max_context=64, dtype="float32", port=8000)
+    looks_flat = View.stitched([(5, 6), (7,)], [(), (0,)], (0, 1, 1))
+    assert not looks_flat.is_causal
+    with pytest.raises(EngineError, match="cannot add a vector per thread: use rollout=torch"):
+        causal_ids(looks_flat, "vLLM")
+    assert causal_ids(replace(looks_flat, threads=(0, 0, 0)), "vLLM") == [5, 6, 7]
+
+
+def test_a_sampler_refuses_threads_that_it_has_no_vector_for(model: Any) -> None:
+    engine = TorchEngine(model, max_context=400, device="cpu")
+    beyond = View.stitched([(5, 6), (7,)], [(), (0,)], (0, COUNT + 1, COUNT + 1))
+    with pytest.raises(EngineError, match=r"not for thread 7: raise model\.thread_vectors"):
+        engine.run([engine.complete(beyond, Sampling(3, ()))])
+    together = engine.complete_together(
+        View.causal([(5, 6)]), [(7,), (8,)], [Sampling(3, ())] * 2, stride=3, mode="group_think"
+    )
+    assert len(engine.run([together])[0]) == 2  # all of them the root's
+    with pytest.raises(EngineError, match="see each other"):
+        engine.run([engine.complete_together(beyond, [(7,)], [Sampling(3, ())], stride=3, mode="group_think")])
+
+
+def test_only_stitched_threads_have_vectors() -> None:
+    tokens = toy_tokens("parathinker")
+    dialect = make_dialect("parathinker", tokens, "transcript")
+    engine = TorchEngine(with_vectors(model_for(tokens)), max_context=400, device="cpu")
+    with pytest.raises(DialectError, match="stitched join only"):
+        engine.run([run_trajectory(engine, dialect, "p", (5,), Budget(90, 8, 8, 2), strategy=VECTORS)])
+    with pytest.raises(TrajectoryError, match="stitched trajectories only"):
+        replace(path(1, (7,)), attention="causal")
+
+
+def test_models_whose_keys_are_not_projected_alone_are_refused() -> None:
+    model = with_vectors(tiny_model("sdpa"))
+    with pytest.raises(EngineError, match="already"):
+        thread_vectors.install(model, 3)
+    odd = tiny_model("sdpa")
+    del odd.model.layers[1].self_attn.k_proj
+    with pytest.raises(EngineError, match="no plain decoder"):
+        thread_vectors.install(odd, 3)
