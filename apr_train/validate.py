@@ -184,6 +184,7 @@ def _check_dialect(config: Config) -> None:
     _check_mask(config)
     join = dialect.join or cls.joins[0]
     _one_of("dialect.join", join, cls.joins)
+    _check_vectors(config, join)
     if join == "stitched":
         others = [other for other in cls.joins if other != join]
         _need(
@@ -195,10 +196,9 @@ def _check_dialect(config: Config) -> None:
             config.model.attention == "tree",
             f"model.attention={config.model.attention} reads flat rows, not a stitched join: use model.attention=tree",
         )
-    _check_vectors(config.model.thread_vectors, join, most_threads(config))
 
 
-def most_threads(config: Config) -> int:
+def _most_threads(config: Config) -> int:
     """The most threads that a block may have: the dialect's fixed number, or what the client grants."""
     from rollout.dialects import dialect_class
     from rollout.dialects.tagged import Tagged
@@ -208,16 +208,17 @@ def most_threads(config: Config) -> int:
     return fixed or config.rollout.max_threads
 
 
-def _check_vectors(count: int, join: str, threads: int) -> None:
+def _check_vectors(config: Config, join: str) -> None:
+    count, engine = config.model.thread_vectors, config.rollout.engine
     if count <= 0:  # below 0 is refused with the other numbers
         return
-    _need(
-        join == "stitched",
-        f"model.thread_vectors={count}: only a stitched join keeps a thread's keys: set dialect.join=stitched",
-    )
+    key = f"model.thread_vectors={count}"
+    _need(join == "stitched", f"{key}: only a stitched join keeps a thread's keys: set dialect.join=stitched")
+    _need(engine in ("auto", "torch"), f"{key}: rollout.engine={engine} cannot add them: use rollout=torch")
+    threads = _most_threads(config)
     _need(
         count >= threads,
-        f"model.thread_vectors={count} is less than the {threads} threads that a block may have: raise it",
+        f"{key} is less than the {threads} threads that a block may have: raise it",
     )
 
 

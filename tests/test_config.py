@@ -226,6 +226,14 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ("model.attention=flash", "(known: tree, sdpa)"),
         ("model.kv_heads=3", "must be a multiple of model.kv_heads"),
         ("model.head_dim=31", "must be even"),
+        ("model.thread_vectors=-1", "must be at least 0"),
+        ("model.thread_vectors=8", "only a stitched join keeps a thread's keys: set dialect.join=stitched"),
+        ("model.thread_vectors=8 dialect=parathinker strategy=group_think", "set dialect.join=stitched"),
+        ("model.thread_vectors=7 dialect=multiverse", "is less than the 8 threads that a block may have"),
+        (
+            "model.thread_vectors=3 dialect=parathinker dialect.join=stitched",
+            "is less than the 4 threads that a block may have",
+        ),
         ("deepspeed.stage=4", "use null, 0, 1, 2 or 3"),
         ("deepspeed.offload_optimizer=true", "needs stage 1, 2 or 3"),
         ("dialect.name=threadweever", "did you mean threadweaver?"),
@@ -242,6 +250,18 @@ def test_a_value_that_cannot_train_rightly_is_refused(override: str, words: str)
     assert words in message
     assert override.split("=")[0].removeprefix("+") in message
     assert "\n" not in message
+
+
+def test_vectors_for_every_thread_of_a_block_are_enough() -> None:
+    from apr_train.sampler import engine_of
+
+    stitched = ["dialect=parathinker", "dialect.join=stitched", "dialect.options.paths=6"]
+    config = load([*stitched, "model.thread_vectors=6"])
+    assert engine_of(config) == "torch"
+    for engine in ("vllm", "vllm_http"):
+        message = refused(*stitched, "model.thread_vectors=6", f"rollout={engine}")
+        assert message == f"model.thread_vectors=6: rollout.engine={engine} cannot add them: use rollout=torch"
+    assert "less than the 5 threads" in refused("dialect=multiverse", "rollout.max_threads=5", "model.thread_vectors=4")
 
 
 def test_cispo_needs_a_weight_limit_not_a_clip_width() -> None:
