@@ -13,6 +13,7 @@ forks by itself. Each engine then samples from it, and of these trajectories the
     trip     demonstrations are written, played, checked, stored and read without a change   exact
     forks    share of trajectories that forked; a check that saw none proves nothing         above 0
 
+The row `vectors` is the stitched join of a model with a learned vector per thread (model.thread_vectors).
 What an engine cannot do is refused with the line that training would print. Below the table: the gap that the masks of
 the public trainers (apr_train/published.py) would leave on the same trajectories. The last line is JSON.
 """
@@ -26,12 +27,12 @@ import tempfile
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from apr_train.compose import load
@@ -44,6 +45,7 @@ from rollout.critical_path import measure
 from rollout.dialects import DIALECTS, make_dialect
 from rollout.dialects.base import Dialect, Script
 from rollout.engine import Completion, Engine, Prompt, Sampling, Together
+from rollout.engines import thread_vectors
 from rollout.engines.replay import ReplayEngine
 from rollout.errors import UserError
 from rollout.orchestrator import FORK_JOIN, Budget, Strategy, run_trajectory
@@ -56,7 +58,12 @@ BUDGET = Budget(response=320, answer=16, threads=8, blocks=6, depth=3)
 BAR = {"dlogp": 1e-4, "grad": 1e-5, "forced": 0.0}
 ENGINES = ("torch", "vllm")
 STRATEGIES = (("parathinker", "group_think"), ("parathinker", "hogwild"))
+VECTORS = (("parathinker", 4),)
+"""Dialects that are checked with a learned vector for each of so many threads, too."""
 MODEL = ModelConfig(hidden_size=64, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate_size=128)
+
+
+Cell = tuple[str, str, str, int]
 
 
 @dataclass
@@ -67,6 +74,7 @@ class Row:
     join: str
     engine: str
     strategy: str = "fork_join"
+    thread_vectors: int = 0
     dlogp: float | None = None
     grad: float | None = None
     forced: float | None = None
@@ -78,6 +86,11 @@ class Row:
     why: str = ""
     passed: bool = False
     published: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def cell(self) -> "Cell":
+        """What it shares with the other engines' rows."""
+        return self.dialect, self.join, self.strategy, self.thread_vectors
 
     def judge(self) -> None:
         """Sets `passed`, and says why not."""
@@ -172,8 +185,8 @@ def warm_start(model: Any, trajectories: Sequence[Trajectory], steps: int) -> No
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
-Trained = dict[str, dict[str, Tensor]]
-"""A dialect's weights after its warm start."""
+Trained = dict[tuple[str, int], dict[str, Tensor]]
+"""A dialect's weights after its warm start, without and with vectors."""
 
 
 @dataclass
@@ -182,42 +195,49 @@ class Policy:
 
     name: str
     join: str
-    strategy: str
+    strategy: Strategy
     dialect: Dialect
     weights: dict[str, Tensor]
     trip: bool
     published: dict[str, float]
 
 
-def refusal(name: str, join: str, engine: str, strategy: str) -> str:
+def refusal(name: str, join: str, engine: str, strategy: str, vectors: int = 0) -> str:
     """The line with which training refuses this cell; empty when it does not."""
     try:
-        load([f"dialect={name}", f"dialect.join={join}", f"rollout={engine}", f"strategy={strategy}"])
+        load(
+            [
+                *(f"dialect={name}", f"dialect.join={join}", f"rollout={engine}", f"strategy={strategy}"),
+                f"model.thread_vectors={vectors}",
+            ]
+        )
     except UserError as error:
         return str(error)
     return ""
 
 
-def prepare(name: str, join: str, strategy: str, tokens: Tokens, folder: Path, steps: int, trained: Trained) -> Policy:
+def prepare(cell: Cell, tokens: Tokens, folder: Path, steps: int, trained: Trained) -> Policy:
     """Demonstrations, their round trip, and weights: one warm start a dialect serves all its joins and strategies."""
+    name, join, strategy, vectors = cell
     dialect = make_dialect(name, tokens, join, SETTINGS.get(name, {}))
     scripts = scripts_of(name, dialect, random.Random(0), 160)
-    together = Strategy("group_think" if strategy == "group_think" else "fork_join")
+    together = Strategy("group_think" if strategy == "group_think" else "fork_join", thread_vectors=vectors > 0)
     shown = [play(dialect, tokens, script, together) for script in scripts]
     forking = [t for t in shown if measure(t).blocks and sum(len(s.ids) for s in t.segments) < MAX_CONTEXT]
     model = load_model(folder)
-    if name in trained:
-        model.load_state_dict(trained[name])
+    if (name, vectors) in trained:
+        model.load_state_dict(trained[name, vectors])
     else:
         warm_start(model, forking, steps)
-        trained[name] = dict(model.state_dict())
+        trained[name, vectors] = dict(model.state_dict())
     trip = round_trips(dialect, tokens, scripts[:40])
     gaps = published_gaps(name, model, forking[:24], tokens)
-    return Policy(name, join, strategy, dialect, trained[name], trip, gaps)
+    how = Strategy(cast(Any, strategy), thread_vectors=vectors > 0)
+    return Policy(name, join, how, dialect, trained[name, vectors], trip, gaps)
 
 
 def load_model(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="tree")
+    return thread_vectors.load(folder, dtype=torch.float32, attn_implementation="tree")
 
 
 def check(row: Row, policy: Policy, engine: Any, model: Any, tokens: Tokens, count: int) -> None:
@@ -226,10 +246,9 @@ def check(row: Row, policy: Policy, engine: Any, model: Any, tokens: Tokens, cou
     engine.load_weights((name, weight) for name, weight in policy.weights.items() if name != "lm_head.weight")
     spies = [Spy(engine) for _ in range(count)]
     prompt = prompt_of(tokens, policy.dialect)
-    strategy = Strategy(cast(Any, policy.strategy))
     trajectories: list[Trajectory] = engine.run(
         [
-            run_trajectory(spy, policy.dialect, f"p{n}", prompt, BUDGET, seed=n, strategy=strategy)
+            run_trajectory(spy, policy.dialect, f"p{n}", prompt, BUDGET, seed=n, strategy=policy.strategy)
             for n, spy in enumerate(spies)
         ]
     )
@@ -259,35 +278,38 @@ def published_gaps(name: str, model: Any, shown: Sequence[Trajectory], tokens: T
 
 
 def cells(names: Sequence[str]) -> list[Row]:
-    """Every dialect, join and engine, and the strategies of the one dialect that has them."""
-    pairs = [(name, join, "fork_join") for name in names for join in DIALECTS[name].joins]
-    pairs += [(name, "transcript", strategy) for name, strategy in STRATEGIES if name in names]
-    return [Row(name, join, engine, strategy) for name, join, strategy in pairs for engine in ENGINES]
+    """Every dialect, join and engine, and the strategies and vectors of the one dialect that has them."""
+    found: list[Cell] = [(name, join, "fork_join", 0) for name in names for join in DIALECTS[name].joins]
+    found += [(name, "transcript", strategy, 0) for name, strategy in STRATEGIES if name in names]
+    found += [(name, "stitched", "fork_join", count) for name, count in VECTORS if name in names]
+    return [Row(name, join, engine, how, vectors) for name, join, how, vectors in found for engine in ENGINES]
 
 
 def run(rows: list[Row], arguments: argparse.Namespace, folder: Path) -> None:
     """Fills the rows, engine by engine: a process can have one vLLM."""
     tokenizer = character_tokenizer()
     every = {tag: None for name, cls in DIALECTS.items() for tag in cls.tags(SETTINGS.get(name, {}))}
-    prepare_model_folder(replace(MODEL, max_context=MAX_CONTEXT), list(every), folder, arguments.seed)
+    folders = {count: folder / str(count) for count in sorted({row.thread_vectors for row in rows})}
+    for count, each in folders.items():
+        sizes = replace(MODEL, max_context=MAX_CONTEXT, thread_vectors=count)
+        prepare_model_folder(sizes, list(every), each, arguments.seed)
     register_tags(tokenizer, list(every))
     tokens = Tokens(tokenizer)
-    policies: dict[tuple[str, str, str], Policy] = {}
+    policies: dict[Cell, Policy] = {}
     trained: Trained = {}
     for row in rows:
-        row.refused = refusal(row.dialect, row.join, row.engine, row.strategy)
-        key = (row.dialect, row.join, row.strategy)
-        if not row.refused and key not in policies:
-            policies[key] = prepare(*key, tokens, folder, arguments.steps, trained)
-            print(f"ready: {' '.join(key)}", file=sys.stderr, flush=True)
-    model = load_model(folder)
-    for name in ENGINES:
-        todo = [row for row in rows if row.engine == name and not row.refused]
+        row.refused = refusal(row.dialect, row.join, row.engine, row.strategy, row.thread_vectors)
+        if not row.refused and row.cell not in policies:
+            start = folders[row.thread_vectors]
+            policies[row.cell] = prepare(row.cell, tokens, start, arguments.steps, trained)
+            print(f"ready: {' '.join(map(str, row.cell))}", file=sys.stderr, flush=True)
+    for name, count in product(ENGINES, folders):
+        todo = [row for row in rows if row.engine == name and row.thread_vectors == count and not row.refused]
         if not todo:
             continue
-        engine = make_engine(name, folder)
+        engine, model = make_engine(name, folders[count]), load_model(folders[count])
         for row in todo:
-            check(row, policies[row.dialect, row.join, row.strategy], engine, model, tokens, arguments.count)
+            check(row, policies[row.cell], engine, model, tokens, arguments.count)
             print(line_of(row), flush=True)
         engine.close()
 
@@ -309,7 +331,7 @@ HEADER = (
 
 def line_of(row: Row) -> str:
     """One row of the table, at most 80 columns; a refusal on lines of its own."""
-    join = row.join if row.strategy == "fork_join" else row.strategy
+    join = "vectors" if row.thread_vectors else row.join if row.strategy == "fork_join" else row.strategy
     names = f"{row.dialect:<13}{join:<12}{row.engine:<6}"
     if row.refused:
         return "\n".join(

@@ -90,12 +90,20 @@ def test_a_row_fails_for_each_of_its_reasons() -> None:
 
 def test_what_vllm_cannot_sample_is_refused_with_the_engine_that_can() -> None:
     for row in cells(["multiverse", "dc_cot", "parathinker", "asyncthink"]):
-        why = refusal(row.dialect, row.join, row.engine, row.strategy)
+        why = refusal(row.dialect, row.join, row.engine, row.strategy, row.thread_vectors)
         hogwild = row.strategy == "hogwild"
         cannot = row.engine == "vllm" and (row.join == "stitched" or row.strategy != "fork_join")
         assert bool(why) == (cannot or hogwild), (row, why)
         assert "rollout=torch" in why if cannot else True
         assert "\n" not in why
+
+
+def test_vectors_are_checked_beside_the_stitched_join_without_them() -> None:
+    found = [row for row in cells(["multiverse", "parathinker"]) if row.thread_vectors]
+    assert [(row.dialect, row.join, row.engine, row.strategy) for row in found] == [
+        ("parathinker", "stitched", engine, "fork_join") for engine in ("torch", "vllm")
+    ]
+    assert len({row.cell for row in cells(["parathinker"])}) == 5
 
 
 @pytest.mark.slow
