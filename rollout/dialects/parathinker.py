@@ -4,8 +4,8 @@
     <think1> body </think1><think2> body </think2> ...             headers forced, bodies sampled at once
     <summary> summary </summary></think> answer eos                <summary> forced
 
-`first_finish`: all paths end with the first that closes itself. The published model has a learned embedding per path,
-which the torch engine can add and stock vLLM cannot; this form needs none.
+`first_finish`: all paths end with the first that closes itself. The published model is the stitched join with a learned
+vector per path (model.thread_vectors, torch engine); the text alone needs neither.
 """
 
 from dataclasses import dataclass
