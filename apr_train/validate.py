@@ -215,11 +215,10 @@ def _check_vectors(config: Config, join: str) -> None:
     key = f"model.thread_vectors={count}"
     _need(join == "stitched", f"{key}: only a stitched join keeps a thread's keys: set dialect.join=stitched")
     _need(engine in ("auto", "torch"), f"{key}: rollout.engine={engine} cannot add them: use rollout=torch")
+    mask = config.dialect.mask
+    _need(mask == "exact", f"{key}: dialect.mask={mask} places no vectors: set dialect.mask=exact")
     threads = _most_threads(config)
-    _need(
-        count >= threads,
-        f"{key} is less than the {threads} threads that a block may have: raise it",
-    )
+    _need(count >= threads, f"{key} is less than the {threads} threads that a block may have: raise it")
 
 
 def _check_mask(config: Config) -> None:

@@ -229,6 +229,7 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ("model.thread_vectors=-1", "must be at least 0"),
         ("model.thread_vectors=8", "only a stitched join keeps a thread's keys: set dialect.join=stitched"),
         ("model.thread_vectors=8 dialect=parathinker strategy=group_think", "set dialect.join=stitched"),
+        ("model.thread_vectors=8 dialect=multiverse_as_published", "set dialect.mask=exact"),
         ("model.thread_vectors=7 dialect=multiverse", "is less than the 8 threads that a block may have"),
         (
             "model.thread_vectors=3 dialect=parathinker dialect.join=stitched",

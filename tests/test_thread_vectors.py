@@ -28,6 +28,8 @@ from apr_train.config import ModelConfig
 from apr_train.dag_packing import pack_calls, pack_views
 from apr_train.fidelity import compare, packed_logps
 from apr_train.model import ModelError, character_tokenizer, load_model, prepare_model_folder
+from apr_train.packing import PackingError
+from apr_train.published import pack_published
 from apr_train.sft import collate_tries, trajectory_rows
 from apr_train.weight_sync import full_weights, save_model, saved_weights
 from rollout.dialects import make_dialect
@@ -519,6 +521,8 @@ def test_only_stitched_threads_have_vectors() -> None:
         engine.run([run_trajectory(engine, dialect, "p", (5,), Budget(90, 8, 8, 2), strategy=VECTORS)])
     with pytest.raises(TrajectoryError, match="stitched trajectories only"):
         replace(path(1, (7,)), attention="causal")
+    with pytest.raises(PackingError, match="no public trainer's mask"):
+        pack_published(calls_of([path(1, (7,))]), "parallel_r1_seen", tokens)
 
 
 def test_models_whose_keys_are_not_projected_alone_are_refused() -> None:
