@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from helpers import toy_tokens
 from stitched_trees import Meaning, calls_of, error, group, random_trajectory
 from test_check_dialects import model_for
@@ -24,12 +27,14 @@ from trainers import (
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from apr_train.compose import load
 from apr_train.config import ModelConfig
 from apr_train.dag_packing import pack_calls, pack_views
 from apr_train.fidelity import compare, packed_logps
 from apr_train.model import ModelError, character_tokenizer, load_model, prepare_model_folder
 from apr_train.packing import PackingError
 from apr_train.published import pack_published
+from apr_train.run import run
 from apr_train.sft import collate_tries, trajectory_rows
 from apr_train.weight_sync import full_weights, save_model, saved_weights
 from rollout.dialects import make_dialect
@@ -533,3 +538,55 @@ def test_models_whose_keys_are_not_projected_alone_are_refused() -> None:
     del odd.model.layers[1].self_attn.k_proj
     with pytest.raises(EngineError, match="no plain decoder"):
         thread_vectors.install(odd, 3)
+
+
+# ---- the whole run
+
+
+def overrides(folder: Path, *more: str) -> list[str]:
+    return [
+        *("experiment=quickstart", "debug=default", f"output_dir={folder}", "dialect=parathinker"),
+        *(
+            "dialect.join=stitched",
+            "dialect.options.paths=2",
+            "model.thread_vectors=2",
+            "rollout.max_response_tokens=400",
+        ),
+        *("data.options.steps_min=3", "data.options.steps_max=4", "eval.problems=2", "algorithm.prompts_per_step=2"),
+        *more,
+    ]
+
+
+def saved_tables(folder: Path) -> Tensor:
+    return torch.cat([tensor for name, tensor in saved_weights(folder) if "thread_vectors" in name])
+
+
+def gap_of(folder: Path) -> float:
+    return json.loads((folder / "summary.json").read_text())["gap_logprob_mean_abs"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    run(load(overrides(folder)))
+    return folder
+
+
+def test_every_stage_of_a_run_hands_its_vectors_to_the_next(whole: Path) -> None:
+    start, sft, rl = (saved_tables(whole / stage) for stage in ("start", "sft", "rl"))
+    assert start.shape == sft.shape == rl.shape == (2 * 2, 32)
+    assert start.std().item() == pytest.approx(0.02, rel=0.2)
+    assert (sft - start).abs().min() > 0
+    assert (rl - sft).abs().max() < 0.01  # RL went on from there: its steps are small
+    assert gap_of(whole) < 1e-5
+
+
+@pytest.mark.slow
+def test_vectors_that_two_ranks_shard_become_the_same(whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(ROOT / "scripts/train.py"), *overrides(tmp_path, "deepspeed=zero3")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.equal(saved_tables(tmp_path / "start"), saved_tables(whole / "start"))
+    assert error(saved_tables(tmp_path / "sft"), saved_tables(whole / "sft")) < 1e-3
+    assert gap_of(tmp_path) < 1e-5
