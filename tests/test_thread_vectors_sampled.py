@@ -197,6 +197,14 @@ def tiny_vectors_folder(folder: Path, vocabulary: int) -> Path:
     return folder
 
 
+def test_a_folder_that_lost_its_vectors_is_not_sampled_with_fresh_ones(tmp_path: Path) -> None:
+    model_for(toy_tokens("parathinker")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"apr_thread_vectors": COUNT}))
+    with pytest.raises(EngineError, match=r"hold no model\.layers\.0\.self_attn\.thread_vectors\.weight"):
+        TorchEngine(tmp_path, max_context=64, device="cpu")
+
+
 def test_a_copy_of_a_model_adds_its_own_vectors(model: Any) -> None:
     engine = TorchEngine(model, max_context=400, device="cpu")
     other = with_vectors(model_for(toy_tokens("parathinker")), size=2.0)

@@ -51,11 +51,17 @@ def install(model: PreTrainedModel, count: int) -> None:
 def load(path: str | Path, **options: Any) -> Any:
     """`AutoModelForCausalLM.from_pretrained(path, **options)`, with the thread vectors of a folder that has some.
 
-    That alone would leave them out. Raises what it raises, and EngineError as `install` does.
+    That alone would leave them out. Raises what it raises, and EngineError as `install` does or for a folder whose
+    files hold no vectors although its config says so.
     """
     config: Any = cast(Any, AutoConfig).from_pretrained(path, revision=options.get("revision"))
-    made = _with_vectors(config) if getattr(config, VECTORS_KEY, 0) else cast(Any, AutoModelForCausalLM)
-    return made.from_pretrained(path, **options)
+    if not getattr(config, VECTORS_KEY, 0):
+        return cast(Any, AutoModelForCausalLM).from_pretrained(path, **options)
+    model, report = _with_vectors(config).from_pretrained(path, **options | {"output_loading_info": True})
+    lost = sorted(name for name in report["missing_keys"] if "thread_vectors" in name)
+    if lost:
+        raise EngineError(f"{path} should have thread vectors, but its files hold no {lost[0]}")
+    return (model, report) if options.get("output_loading_info") else model
 
 
 def arguments(model: Any, threads: Tensor | None, like: Tensor) -> dict[str, Tensor]:
