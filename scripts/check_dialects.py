@@ -60,6 +60,8 @@ ENGINES = ("torch", "vllm")
 STRATEGIES = (("parathinker", "group_think"), ("parathinker", "hogwild"))
 VECTORS = (("parathinker", 4),)
 """Dialects that are checked with a learned vector for each of so many threads, too."""
+LONGER = {"apr": 4}
+"""How many times more steps a dialect's warm start takes until most rollouts fork."""
 MODEL = ModelConfig(hidden_size=64, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate_size=128)
 
 
@@ -228,7 +230,7 @@ def prepare(cell: Cell, tokens: Tokens, folder: Path, steps: int, trained: Train
     if (name, vectors) in trained:
         model.load_state_dict(trained[name, vectors])
     else:
-        warm_start(model, forking, steps)
+        warm_start(model, forking, steps * LONGER.get(name, 1))
         trained[name, vectors] = dict(model.state_dict())
     trip = round_trips(dialect, tokens, scripts[:40])
     gaps = published_gaps(name, model, forking[:24], tokens)
