@@ -60,6 +60,15 @@ class DataConfig:
     """The task's own settings, checked against the task's dataclass."""
 
 
+PUBLIC_MASKS = {
+    "multiverse": "multiverse",
+    "npr": "npr",
+    "parallel_r1_seen": "parallel_r1",
+    "parallel_r1_unseen": "parallel_r1",
+}
+"""The public trainers whose masks `dialect.mask` can name, and the dialect that each reads."""
+
+
 @dataclass
 class DialectConfig:
     """The tag grammar."""

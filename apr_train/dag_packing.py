@@ -18,7 +18,7 @@ TILE = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrajectoryCall:
-    """One call of a stitched or synchronous trajectory: `trajectory.calls[index]`."""
+    """One call of a trajectory that its ids alone do not describe: `trajectory.calls[index]`."""
 
     trajectory: Trajectory
     index: int

@@ -36,6 +36,7 @@ from rewards.scored import Group, Scored
 from rollout.engines import thread_vectors
 from rollout.errors import UserError
 from rollout.orchestrator import mix
+from rollout.trajectory import Trajectory
 
 OnRollouts = Callable[[int, list[Scored], list[float], list[float]], None]
 """Called once a step with (step from 1, trajectories, rewards, advantages of their roots) of this rank."""
@@ -46,7 +47,8 @@ class NoSignalWarning(UserWarning):
 
 
 class ForkJoinGRPOTrainer(GRPOTrainer):
-    """Trains the policy that `rollouts` samples. `args` come from `grpo_arguments`; `problems` feed the prompts.
+    """Trains the policy that `rollouts` samples, or what `masks` make of it. `args` come from `grpo_arguments`;
+    `problems` feed the prompts.
 
     `algorithm` says how rewards become advantages of calls: baseline, scale, apart, credit, dynamic sampling.
     """
@@ -107,8 +109,7 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
             attention = self.structured[0].trajectory.attention
             raise UserError(f"model.attention=sdpa cannot train {attention} rollouts: use model.attention=tree")
         if not self.masks.exact:
-            calls = torch.tensor([x for t in trajectories for x in self.masks.scored(t)], dtype=torch.float32)
-            self._metrics["train"]["gap/unscored_calls"].append(1.0 - self._gathered(calls.mean()).mean().item())
+            credited = self._scorable(trajectories, credited)
         batch = call_rows(trajectories, credited, self.group_size, self.pad_id, self.masks)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
@@ -177,6 +178,17 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         totals = torch.tensor([own, len(scored)], device=self.accelerator.device)
         tokens, count = self._summed(totals).tolist()
         return mean_over_calls(credited, trajectories, tokens, count)
+
+    def _scorable(self, trajectories: list[Trajectory], credited: CallAdvantages) -> CallAdvantages:
+        """Without those of calls that the masks cannot score; logs their share."""
+        scored = [self.masks.scored(trajectory) for trajectory in trajectories]
+        counts = torch.tensor([sum(map(sum, scored)), sum(map(len, scored))], device=self.accelerator.device)
+        can, calls = self._summed(counts).tolist()
+        self._metrics["train"]["gap/unscored_calls"].append(1.0 - can / max(1, calls))
+        return [
+            [advantage if whether else None for advantage, whether in zip(own, told, strict=True)]
+            for own, told in zip(credited, scored, strict=True)
+        ]
 
     def _record(
         self, scored: list[Scored], parts: list[dict[str, Part]], advantages: list[float], resampled: int

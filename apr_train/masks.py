@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from apr_train.dag_packing import PackedCalls, TrajectoryCall, pack_calls
+from apr_train.packing import PackingError
 from apr_train.published import pack_published, scored_calls
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
@@ -22,7 +23,7 @@ class Masks(Protocol):
         """Of each call, whether it can be scored at all."""
         ...
 
-    def by_view(self, trajectory: Trajectory) -> list[bool]:
+    def structured(self, trajectory: Trajectory) -> list[bool]:
         """Of each call, whether more than the ids of its row is needed to score it."""
         ...
 
@@ -46,7 +47,7 @@ class Exact:
         """All."""
         return [True] * len(trajectory.calls)
 
-    def by_view(self, trajectory: Trajectory) -> list[bool]:
+    def structured(self, trajectory: Trajectory) -> list[bool]:
         """Those whose context is no flat text."""
         return [not trajectory.is_flat(call) for call in trajectory.calls]
 
@@ -66,7 +67,7 @@ EXACT = Exact()
 
 @dataclass(frozen=True)
 class AsPublished:
-    """A public trainer's masks and positions, one of `published.PRESETS`. Log-probs of the sampler are of another
+    """A public trainer's masks and positions, one of `config.PUBLIC_MASKS`. Log-probs of the sampler are of another
     policy and are not used: as in those trainers, the ratio of an update is that of its own log-probs."""
 
     preset: str
@@ -77,7 +78,7 @@ class AsPublished:
         """Those that stand in the transcript; none where the published parser refuses it."""
         return scored_calls(trajectory, self.preset, self.tokens)
 
-    def by_view(self, trajectory: Trajectory) -> list[bool]:
+    def structured(self, trajectory: Trajectory) -> list[bool]:
         """All: the mask is the whole transcript's."""
         return [True] * len(trajectory.calls)
 
@@ -92,10 +93,11 @@ class AsPublished:
         found = [call for call in calls if call is not None]
         if not found:
             return pack_calls(rows, context_lengths, calls, trees)
-        assert len(found) == len(rows)
+        if len(found) < len(rows):
+            raise PackingError("rows of ids and calls of transcripts cannot be packed together under a public mask")
         return pack_published(found, self.preset, self.tokens)
 
 
 def masks_of(preset: str, tokens: Tokens) -> Masks:
-    """`dialect.mask`: exact, or one of `published.PRESETS`."""
+    """`dialect.mask`: exact, or one of `config.PUBLIC_MASKS`."""
     return EXACT if preset == "exact" else AsPublished(preset, tokens)

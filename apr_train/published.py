@@ -1,4 +1,4 @@
-"""The masks and positions that the public trainers give a response, to compare with: not what was sampled.
+"""The masks and positions that the public trainers give a response, which are not those that it was sampled under.
 
 | preset | siblings | positions |
 |---|---|---|
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from apr_train.chains import Chain, merged, shifted
+from apr_train.config import PUBLIC_MASKS
 from apr_train.dag_packing import PackedCalls, TrajectoryCall
 from apr_train.packing import IGNORE, PackingError
 from rollout.tokens import Tokens
@@ -29,7 +30,7 @@ TAGS: dict[str, tuple[str, str, str, str]] = {
     "parallel_r1_unseen": ("<Parallel>", "<Path>", "</Path>", "</Parallel>"),
 }
 """Where each parser sees a fork, a thread's first and last token, and the join."""
-PRESETS = ("parallel_r1_seen", *TAGS)
+assert TAGS.keys() < PUBLIC_MASKS.keys()
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,8 @@ class Dense:
 
 
 def dense(trajectory: Trajectory, preset: str, tokens: Tokens) -> Dense:
-    """The transcript under one of PRESETS. Raises PackingError where the published parser refuses it: a block that is
-    not closed, tags out of order."""
+    """The transcript under one of PUBLIC_MASKS. Raises PackingError where the published parser refuses it: a block that
+    is not closed, tags out of order."""
     ids = trajectory.ids(transcript(trajectory))
     if preset == "parallel_r1_seen":
         return plain_causal(ids)
@@ -120,7 +121,7 @@ def pack_published(calls: Sequence[TrajectoryCall], preset: str, tokens: Tokens)
     Raises PackingError for calls of a transcript that the published parser refuses, and for a sampled segment that does
     not stand directly after what it read.
     """
-    parts: list[tuple[Dense, Tensor]] = []
+    parts: list[Dense] = []
     chains: list[Chain] = []
     begins: dict[int, dict[int, int]] = {}
     where: list[Tensor] = []
@@ -130,26 +131,24 @@ def pack_published(calls: Sequence[TrajectoryCall], preset: str, tokens: Tokens)
         if trajectory.thread_vectors:
             raise PackingError(f"{trajectory.problem_id}: no public trainer's mask says whose a token's vector is")
         if id(trajectory) not in begins:
-            found = dense(trajectory, preset, tokens)
-            parts.append((found, torch.full_like(found.ids, IGNORE)))
-            chains += [shifted(chain, size) for chain in chains_of(found.mask.numpy())]
+            parts.append(dense(trajectory, preset, tokens))
+            chains += [shifted(chain, size) for chain in chains_of(parts[-1].mask.numpy())]
             begins[id(trajectory)] = _places(trajectory, size)
-            size += len(found.ids)
-        asked = trajectory.calls[call.index]
-        sampled, own = trajectory.segments[asked.sampled].ids, begins[id(trajectory)]
+            size += len(parts[-1].ids)
+        asked, own = trajectory.calls[call.index], begins[id(trajectory)]
         read = [s for s in asked.context if trajectory.segments[s].ids]
-        begin = own[asked.sampled]
+        begin, count = own[asked.sampled], len(trajectory.segments[asked.sampled].ids)
         if own[read[-1]] + len(trajectory.segments[read[-1]].ids) != begin:
             raise PackingError(f"{trajectory.problem_id}, call {call.index} does not follow what it read")
-        at = torch.arange(begin - 1, begin - 1 + len(sampled))
-        labels, first = parts[-1][1], size - len(parts[-1][1])
-        labels[at - first] = torch.tensor(sampled, dtype=torch.long)
-        where.append(at)
-        raw += sum(len(trajectory.segments[s].ids) for s in read) + len(sampled) - 1
+        where.append(torch.arange(begin - 1, begin - 1 + count))
+        raw += sum(len(trajectory.segments[s].ids) for s in read) + count - 1
+    ids = torch.cat([part.ids for part in parts])
+    labels, trained = torch.full_like(ids, IGNORE), torch.cat(where)
+    labels[trained] = ids[trained + 1]
     return PackedCalls(
-        input_ids=torch.cat([found.ids for found, _ in parts]),
-        position_ids=torch.cat([found.positions for found, _ in parts]),
-        shift_labels=torch.cat([labels for _, labels in parts]),
+        input_ids=ids,
+        position_ids=torch.cat([part.positions for part in parts]),
+        shift_labels=labels,
         chains=tuple(chains),
         where=tuple(where),
         raw_tokens=raw,
@@ -174,9 +173,9 @@ def chains_of(mask_NN: NDArray[np.bool_]) -> list[Chain]:
 
 
 def transcript(trajectory: Trajectory) -> tuple[int, ...]:
-    """The segments that the root's last call read, and the one it wrote."""
-    call = [call for call in trajectory.calls if not trajectory.segments[call.sampled].thread][-1]
-    return (*call.context, call.sampled)
+    """The segments that the root's last call read, and the one it wrote; none where it has no call."""
+    root = [call for call in trajectory.calls if not trajectory.segments[call.sampled].thread]
+    return (*root[-1].context, root[-1].sampled) if root else ()
 
 
 def _places(trajectory: Trajectory, begin: int) -> dict[int, int]:

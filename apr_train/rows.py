@@ -14,7 +14,7 @@ from rollout.trajectory import Trajectory
 Rows = dict[str, Tensor]
 """prompt_ids, prompt_mask (B, P) left-padded; completion_ids, completion_mask, old_per_token_logps (B, C) right-padded;
 advantages (B,); group (B,), the index of each row's prompt group; call (B,), the index into `structured_calls` of a row
-whose ids are not enough to score it, else -1. Row = one call; every sampled token is in one row."""
+whose ids are not enough to score it, else -1. Row = one call; every sampled token that is trained is in one row."""
 
 
 def structured_calls(trajectories: Sequence[Trajectory], masks: Masks = EXACT) -> list[TrajectoryCall]:
@@ -22,7 +22,7 @@ def structured_calls(trajectories: Sequence[Trajectory], masks: Masks = EXACT) -
     return [
         TrajectoryCall(trajectory, index)
         for trajectory in trajectories
-        for index, structured in enumerate(masks.by_view(trajectory))
+        for index, structured in enumerate(masks.structured(trajectory))
         if structured
     ]
 
@@ -34,7 +34,7 @@ def call_rows(
     pad_id: int,
     masks: Masks = EXACT,
 ) -> Rows:
-    """One row per call that has an advantage and can be scored under `masks`.
+    """One row per call that has an advantage.
 
     Trajectories come group by group; a group without a row gets one that trains nothing. `old_per_token_logps` are the
     sampler's own log-probs, so that the ratio of the loss is that of the policy that sampled.
@@ -44,15 +44,13 @@ def call_rows(
         for index, (trajectory, credited, numbers) in enumerate(
             zip(trajectories, advantages, _numbers(trajectories, masks), strict=True)
         )
-        for (context, sampled, logprobs), advantage, number, scored in zip(
-            trajectory.rows(), credited, numbers, masks.scored(trajectory), strict=True
-        )
-        if advantage is not None and scored
+        for (context, sampled, logprobs), advantage, number in zip(trajectory.rows(), credited, numbers, strict=True)
+        if advantage is not None
     ]
     missing = set(range(len(trajectories) // group_size)) - {row[4] for row in rows}
     rows += [([pad_id], (), (), 0.0, group, -1) for group in sorted(missing)]
     longest_context = max((len(row[0]) for row in rows), default=1)
-    longest_sampled = max((len(row[1]) for row in rows), default=1)
+    longest_sampled = max((1, *(len(row[1]) for row in rows)))  # a column to mask, also where all rows are inert
     batch: Rows = {
         "prompt_ids": torch.full((len(rows), longest_context), pad_id),
         "prompt_mask": torch.zeros(len(rows), longest_context, dtype=torch.long),
@@ -76,7 +74,7 @@ def _numbers(trajectories: Sequence[Trajectory], masks: Masks) -> Iterator[list[
     """Of each trajectory, where each of its calls stands in `structured_calls`; -1 for those that are not there."""
     place = count()
     for trajectory in trajectories:
-        yield [next(place) if structured else -1 for structured in masks.by_view(trajectory)]
+        yield [next(place) if structured else -1 for structured in masks.structured(trajectory)]
 
 
 def split_groups(batch: Rows, parts: int) -> list[Rows]:
@@ -99,7 +97,8 @@ def split_groups(batch: Rows, parts: int) -> list[Rows]:
 
 def _trimmed(batch: Rows) -> Rows:
     """Without the columns that are padding in every row."""
-    prompt, completion = int(batch["prompt_mask"].sum(1).max()), int(batch["completion_mask"].sum(1).max())
+    prompt = int(batch["prompt_mask"].sum(1).max())
+    completion = max(1, int(batch["completion_mask"].sum(1).max()))
     return {
         key: value[:, -prompt:] if key.startswith("prompt") else value[:, :completion] if value.dim() == 2 else value
         for key, value in batch.items()

@@ -1,6 +1,7 @@
 """One run from start to end: model folder, SFT, RL, held-out evaluation, summary."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -167,7 +168,8 @@ def warm_start(parts: Parts, start: Path) -> None:
 def _rl(parts: Parts, start: Path) -> float:
     """Runs GRPO from `start`, writes `rl/`; returns the mean gap between sampler and trainer over all steps."""
     config = parts.config
-    gate = GapGate(config.algorithm.gap_warn, config.algorithm.gap_stop)
+    warn, stop = config.algorithm.gap_warn, config.algorithm.gap_stop
+    gate = GapGate(warn, stop) if parts.masks.exact else GapGate(math.inf, math.inf)  # else the gap is the experiment
     args = grpo_arguments(config, parts.folder / "rl" / "trainer", parts.world.num_processes)
     trainer = ForkJoinGRPOTrainer(
         load_policy(parts, start, config.model.attention),

@@ -269,11 +269,14 @@ class RunStages:
         """See Stages."""
         parts = self.parts
         callbacks: list[TrainerCallback] = [LogCallback(parts.log, folder.parent.name)]
+        scorable = [trajectory for trajectory in kept if all(parts.masks.scored(trajectory))]
+        if len(scorable) < len(kept):
+            parts.log.say(f"{len(kept) - len(scorable)} of {len(kept)} kept ones cannot be scored under dialect.mask")
         train_sft(
             replace(parts.config, sft=sft_of_round(parts.config, len(kept))),
             lambda: load_policy(parts, source, "tree"),
             parts.tokens.tokenizer,
-            trajectory_rows(kept, parts.masks),
+            trajectory_rows(scorable, parts.masks),
             folder,
             parts.world,
             callbacks,

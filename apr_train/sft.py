@@ -93,8 +93,10 @@ def trajectory_rows(trajectories: Iterable[Trajectory], masks: Masks = EXACT) ->
     rows, contexts, lines = [], [], []
     for trajectory in trajectories:
         if not all(masks.scored(trajectory)):
-            raise TaskError(f"{trajectory.problem_id}: this public trainer cannot read it; take dialect.mask=exact")
-        lines.append(trajectory.to_json() if any(masks.by_view(trajectory)) else "")
+            raise TaskError(
+                f"{trajectory.problem_id} cannot be scored under this dialect.mask; take dialect.mask=exact"
+            )
+        lines.append(trajectory.to_json() if any(masks.structured(trajectory)) else "")
         calls = list(trajectory.rows())
         rows.append([[*context, *sampled] for context, sampled, _ in calls])
         contexts.append([len(context) for context, _, _ in calls])
@@ -121,7 +123,7 @@ def collate_tries(
             continue
         calls += [
             TrajectoryCall(trajectory, index) if structured else None
-            for index, structured in enumerate(masks.by_view(trajectory))
+            for index, structured in enumerate(masks.structured(trajectory))
         ]
     rows = [row for example in examples for row in example["rows"]]
     contexts = [context for example in examples for context in example["contexts"]]

@@ -1,11 +1,12 @@
 """Refuses a configuration that cannot train rightly, in one line, before any time is spent."""
 
 import json
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from apr_train.config import AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
+from apr_train.config import PUBLIC_MASKS, AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
 from apr_train.sampler import join_of
 from rewards.build import make_reward
 from rewards.errors import RewardError
@@ -17,7 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm.scale_rewards": ("none", "group", "batch"),
     "algorithm.credit": (*("broadcast", "root_only", "frozen_threads", "ratio_scaled", "node_local", "per_call_mean"),),
     "algorithm.lr_schedule": ("constant", "linear", "cosine"),
-    "dialect.mask": ("exact", "multiverse", "npr", "parallel_r1_seen", "parallel_r1_unseen"),
+    "dialect.mask": ("exact", *PUBLIC_MASKS),
     "rollout.engine": ("auto", "vllm", "vllm_http", "torch"),
     "strategy.name": ("fork_join", "group_think", "hogwild"),
     "logger.wandb": ("online", "offline", "disabled"),
@@ -184,7 +185,7 @@ def _check_dialect(config: Config) -> None:
     _check_mask(config)
     join = dialect.join or cls.joins[0]
     _one_of("dialect.join", join, cls.joins)
-    _check_vectors(config, join)
+    _check_vectors(config, join, cls.joins)
     if join == "stitched":
         others = [other for other in cls.joins if other != join]
         _need(
@@ -208,17 +209,21 @@ def _most_threads(config: Config) -> int:
     return fixed or config.rollout.max_threads
 
 
-def _check_vectors(config: Config, join: str) -> None:
+def _check_vectors(config: Config, join: str, joins: Sequence[str]) -> None:
     count, engine = config.model.thread_vectors, config.rollout.engine
     if count <= 0:  # below 0 is refused with the other numbers
         return
     key = f"model.thread_vectors={count}"
-    _need(join == "stitched", f"{key}: only a stitched join keeps a thread's keys: set dialect.join=stitched")
+    how = config.strategy.name
+    _need(how == "fork_join", f"{key}: strategy={how} has no vectors: set strategy=fork_join, or 0 vectors")
+    can = "set dialect.join=stitched" if "stitched" in joins else "take a dialect that has one, e.g. parathinker, or 0"
+    _need(join == "stitched", f"{key}: only a stitched join keeps a thread's keys: {can}")
     _need(engine in ("auto", "torch"), f"{key}: rollout.engine={engine} cannot add them: use rollout=torch")
     mask = config.dialect.mask
-    _need(mask == "exact", f"{key}: dialect.mask={mask} places no vectors: set dialect.mask=exact")
+    _need(mask == "exact", f"{key} cannot be combined with dialect.mask={mask}: set dialect.mask=exact, or 0 vectors")
     threads = _most_threads(config)
-    _need(count >= threads, f"{key} is less than the {threads} threads that a block may have: raise it")
+    few = f"{key} is less than the {threads} threads that a block may have: raise it, or lower their number"
+    _need(count >= threads, few)
 
 
 def _check_mask(config: Config) -> None:
@@ -227,8 +232,10 @@ def _check_mask(config: Config) -> None:
     _one_of("dialect.mask", mask, CHOICES["dialect.mask"])
     if mask == "exact":
         return
+    reads = PUBLIC_MASKS[mask]
     _need(
-        mask.startswith(name), f"dialect.mask={mask} reads other tags than dialect.name={name}: use dialect.mask=exact"
+        name == reads,
+        f"dialect.mask={mask} is for dialect.name={reads}, not {name}: use dialect={mask}_as_published, or mask=exact",
     )
     _need(config.model.attention == "tree", f"dialect.mask={mask} needs model.attention=tree")
     _need(config.strategy.name == "fork_join", f"dialect.mask={mask} needs strategy=fork_join")

@@ -36,10 +36,9 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from apr_train.compose import load
-from apr_train.config import ModelConfig
+from apr_train.config import PUBLIC_MASKS, ModelConfig
 from apr_train.fidelity import compare, pack_all, packed_logps, published_logps
 from apr_train.model import character_tokenizer, prepare_model_folder
-from apr_train.published import PRESETS
 from apr_train.specimens import SETTINGS, scripts_of
 from rollout.critical_path import measure
 from rollout.dialects import DIALECTS, make_dialect
@@ -269,7 +268,7 @@ def published_gaps(name: str, model: Any, shown: Sequence[Trajectory], tokens: T
     logps = packed_logps(model, packed).detach()
     exact = [logps[at] for at in packed.where]
     gaps: dict[str, float] = {}
-    for preset in (preset for preset in PRESETS if preset.startswith(name)):
+    for preset in (preset for preset, reads in PUBLIC_MASKS.items() if reads == name):
         theirs = [own.detach() for t in shown for own in published_logps(model, t, preset, tokens)]
         found = [(own - ours).abs() for ours, own in zip(exact, theirs, strict=True) if len(own)]
         gaps[preset] = round(torch.cat(found).mean().item(), 4)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -22,7 +23,6 @@ from apr_train.tasks.countdown_search import SearchOptions
 from apr_train.tasks.jsonl import JsonlOptions
 from apr_train.tasks.multiplication import MultiplicationOptions
 from apr_train.validate import CHOICES, check_model_folder, validate
-from rollout.errors import UserError
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONFIGS.glob("*/*.yaml"))
 GROUPS = {field.name for field in fields(Config)} - {"name", "output_dir", "seed", "dry_run"} | {"experiment", "debug"}
@@ -93,13 +93,13 @@ def test_every_task_option_can_be_overridden_without_a_plus(name: str, schema: t
 
 
 def test_choices_are_the_names_that_exist() -> None:
-    from apr_train.published import PRESETS
+    from apr_train.config import PUBLIC_MASKS
     from apr_train.tasks import make_task
     from rollout.dialects import DIALECTS
 
     files = {file.stem for file in (CONFIGS / "dialect").glob("*.yaml")}
-    assert files == {*DIALECTS, *(f"{preset}_as_published" for preset in PRESETS)}
-    assert CHOICES["dialect.mask"] == ("exact", *sorted(PRESETS))
+    assert files == {*DIALECTS, *(f"{preset}_as_published" for preset in PUBLIC_MASKS)}
+    assert CHOICES["dialect.mask"] == ("exact", *sorted(PUBLIC_MASKS))
     for task in set(CHOICES["data.task"]) - {"jsonl"}:
         assert make_task(task, {}).name == task
     with pytest.raises(TaskError, match="there is no file"):
@@ -199,7 +199,10 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("dialect.mask=multiverse", "reads other tags than dialect.name=threadweaver"),
+        (
+            "dialect.mask=multiverse",
+            "not threadweaver: use dialect=multiverse_as_published",
+        ),
         ("dialect.mask=exakt", "did you mean exact?"),
         ("algorithm.loss=grpo", "use dapo or cispo: it averages within each row"),
         ("algorithm.loss=bnpo", "how rows are split"),
@@ -228,7 +231,8 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ("model.head_dim=31", "must be even"),
         ("model.thread_vectors=-1", "must be at least 0"),
         ("model.thread_vectors=8", "only a stitched join keeps a thread's keys: set dialect.join=stitched"),
-        ("model.thread_vectors=8 dialect=parathinker strategy=group_think", "set dialect.join=stitched"),
+        ("model.thread_vectors=8 dialect=parathinker strategy=group_think", "set strategy=fork_join, or 0 vectors"),
+        ("model.thread_vectors=8 dialect=apr", "take a dialect that has one"),
         ("model.thread_vectors=8 dialect=multiverse_as_published", "set dialect.mask=exact"),
         ("model.thread_vectors=7 dialect=multiverse", "is less than the 8 threads that a block may have"),
         (
@@ -420,9 +424,8 @@ def test_only_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"), compose.one_line_errors():
         raise TaskError("gsm8k.jsonl:12:\nempty line")
     assert capsys.readouterr().err == "error: gsm8k.jsonl:12: empty line\n"
-    with pytest.raises(ValueError, match="a bug") as bug, compose.one_line_errors():
+    with pytest.raises(ValueError, match="a bug"), compose.one_line_errors():
         raise ValueError("a bug")
-    assert not isinstance(bug.value, UserError)
 
 
 def test_what_one_rank_found_while_training_is_told_by_that_rank(
@@ -433,3 +436,12 @@ def test_what_one_rank_found_while_training_is_told_by_that_rank(
     with pytest.raises(SystemExit, match="2"), compose.one_line_errors(every_rank=True):
         raise TaskError("no such file")
     assert capsys.readouterr().err == "error: rank 1: no such file\n"
+    with pytest.raises(SystemExit, match="2"), compose.one_line_errors():
+        raise TaskError("no such file")
+    assert capsys.readouterr().err == ""  # what every rank finds is told by the first
+
+
+@pytest.mark.parametrize("script", ["train", "self_train"])
+def test_what_a_script_runs_after_the_checks_is_told_by_every_rank(script: str) -> None:
+    text = (ROOT / f"scripts/{script}.py").read_text()
+    assert re.search(r"with compose\.one_line_errors\(every_rank=True\):\n +(summary = self_train|run)\(config\)", text)

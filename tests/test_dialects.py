@@ -457,7 +457,7 @@ def test_what_the_client_closed_is_a_flaw_even_when_the_answer_repeats_the_tag()
     trajectory = reader.play(script, Budget(response=38, answer=3, threads=2, blocks=1, critical=11))
     assert trajectory.outcome == "forced_answer" and trajectory.notes == {"thread/cut": 1}
     assert reader.tokens.decode(trajectory.root_ids()) == "<think><summary></summary></think></summary>5<|eos|>"
-    assert reader.dialect.check(trajectory) == "the client had to close the reasoning"
+    assert reader.dialect.check(trajectory) == "the response ended as forced_answer"
 
 
 # -- strict format -----------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from stitched_trees import Meaning
 from trainers import tiny_model
 
 from apr_train import published
+from apr_train.config import PUBLIC_MASKS
 from apr_train.dag_packing import TrajectoryCall
 from apr_train.fidelity import dense_view, gradient, packed_logps, published_logps
 from apr_train.packing import PackingError
-from apr_train.published import PRESETS, Dense, dense, hide_between_tags, pack_published, scored_calls
+from apr_train.published import Dense, dense, hide_between_tags, pack_published, scored_calls
 from rollout.tokens import Tokens
 from rollout.trajectory import Call, Segment, Trajectory
 
@@ -132,7 +133,8 @@ def test_what_the_published_parsers_cannot_read_is_refused(ids: list[int]) -> No
 
 
 @pytest.mark.parametrize(
-    ("dialect", "preset"), [(d, p) for d in FORMS for p in PRESETS if p.startswith(d)] + [("npr", "parallel_r1_seen")]
+    ("dialect", "preset"),
+    [(d, p) for d in FORMS for p in PUBLIC_MASKS if p.startswith(d)] + [("npr", "parallel_r1_seen")],
 )
 def test_the_packed_row_is_the_published_mask_in_log_probs_and_gradients(dialect: str, preset: str) -> None:
     """Two responses in one row against one dense forward each."""
@@ -140,12 +142,14 @@ def test_the_packed_row_is_the_published_mask_in_log_probs_and_gradients(dialect
     _, second = response(dialect, "12", "2")
     model = tiny_model("tree")
     model.resize_token_embeddings(len(tokens.tokenizer))
-    packed = pack_published(
-        [TrajectoryCall(t, c) for t in (first, second) for c in range(len(t.calls))], preset, tokens
-    )
+    calls = [TrajectoryCall(t, c) for t in (first, second) for c in range(len(t.calls))]
+    mixed = list(range(len(calls)))
+    random.Random(0).shuffle(mixed)  # rows come in any order
+    packed = pack_published([calls[at] for at in mixed], preset, tokens)
+    assert packed.unique_tokens == sum(len(dense(t, preset, tokens).ids) for t in (first, second))
     logps = packed_logps(model, packed)
     weights = torch.randn(len(packed.where), generator=torch.Generator().manual_seed(0)).tolist()
-    ours = [logps[at] for at in packed.where]
+    ours = [logps[packed.where[mixed.index(at)]] for at in range(len(calls))]
     expected: list[torch.Tensor] = []
     for trajectory in (first, second):
         row = dense(trajectory, preset, tokens)
@@ -192,5 +196,6 @@ def test_what_a_public_trainer_cannot_read_it_does_not_score() -> None:
 
 
 def test_every_preset_has_a_row_in_the_table_that_explains_them() -> None:
-    assert all(preset in str(published.__doc__) for preset in PRESETS)
+    rows = [line.split("|")[1] for line in str(published.__doc__).splitlines() if line.startswith("| ")][1:]
+    assert sorted(name.strip() for row in rows for name in row.split(",")) == sorted(PUBLIC_MASKS)
     assert doctest.testmod(published).failed == 0

@@ -205,6 +205,14 @@ def test_a_folder_that_lost_its_vectors_is_not_sampled_with_fresh_ones(tmp_path:
         TorchEngine(tmp_path, max_context=64, device="cpu")
 
 
+def test_a_config_that_lost_its_vectors_does_not_sample_the_model_without_them(model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "apr_thread_vectors"}))
+    with pytest.raises(EngineError, match=r"config\.json does not say apr_thread_vectors"):
+        TorchEngine(tmp_path, max_context=64, device="cpu")
+
+
 def test_a_copy_of_a_model_adds_its_own_vectors(model: Any) -> None:
     engine = TorchEngine(model, max_context=400, device="cpu")
     other = with_vectors(model_for(toy_tokens("parathinker")), size=2.0)

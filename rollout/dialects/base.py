@@ -167,7 +167,7 @@ class Reasoning:
     @staticmethod
     def check_outcome(trajectory: Trajectory) -> str | None:
         """Whether the policy itself ended the response: what the client closed may look the same."""
-        return None if trajectory.outcome == "answered" else "the client had to close the reasoning"
+        return None if trajectory.outcome == "answered" else f"the response ended as {trajectory.outcome}"
 
 
 def told(demonstration: Demonstration | SearchRun, dialect: str) -> Demonstration:

@@ -51,16 +51,17 @@ def install(model: PreTrainedModel, count: int) -> None:
 def load(path: str | Path, **options: Any) -> Any:
     """`AutoModelForCausalLM.from_pretrained(path, **options)`, with the thread vectors of a folder that has some.
 
-    That alone would leave them out. Raises what it raises, and EngineError as `install` does or for a folder whose
-    files hold no vectors although its config says so.
+    That alone would leave them out. Raises what it raises, and EngineError as `install` does or for a folder of whose
+    config and files only one has vectors.
     """
     config: Any = cast(Any, AutoConfig).from_pretrained(path, revision=options.get("revision"))
-    if not getattr(config, VECTORS_KEY, 0):
-        return cast(Any, AutoModelForCausalLM).from_pretrained(path, **options)
-    model, report = _with_vectors(config).from_pretrained(path, **options | {"output_loading_info": True})
-    lost = sorted(name for name in report["missing_keys"] if "thread_vectors" in name)
-    if lost:
-        raise EngineError(f"{path} should have thread vectors, but its files hold no {lost[0]}")
+    numbered = getattr(config, VECTORS_KEY, 0)
+    kind = _with_vectors(config) if numbered else cast(Any, AutoModelForCausalLM)
+    model, report = kind.from_pretrained(path, **options | {"output_loading_info": True})
+    odd = [name for name in (*report["missing_keys"], *report["unexpected_keys"]) if "thread_vectors" in name]
+    if odd:
+        lacks = f"its files hold no {min(odd)}" if numbered else f"config.json does not say {VECTORS_KEY}"
+        raise EngineError(f"{path} has lost a part of its thread vectors: {lacks}; export the model again")
     return (model, report) if options.get("output_loading_info") else model
 
 
@@ -72,7 +73,9 @@ def arguments(model: Any, threads: Tensor | None, like: Tensor) -> dict[str, Ten
     """
     count = count_of(model)
     if threads is not None and (most := int(threads.max())) > count:
-        raise EngineError(f"the model has vectors for {count} threads, but a token is of thread {most}")
+        raise EngineError(
+            f"the model has vectors for {count} threads, but a token is of thread {most}: raise model.thread_vectors"
+        )
     if not count:
         return {}
     return {"threads": torch.zeros_like(like) if threads is None else threads.view_as(like)}
