@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from apr_train.checkpoint import write_json
 from apr_train.config import SelfTrainConfig
 from apr_train.stored import line_of, read_groups
 from apr_train.tasks.base import Problem
@@ -45,24 +46,13 @@ class Progress:
 
     def save(self, folder: Path) -> None:
         """Writes it to the round's folder."""
-        replace_json(folder / PROGRESS, asdict(self))
+        write_json(folder / PROGRESS, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "Progress":
         """What `save` wrote; fresh where nothing was."""
         file = folder / PROGRESS
         return cls(**json.loads(file.read_text())) if file.exists() else cls()
-
-
-def replace_json(file: Path, values: dict[str, Any]) -> None:
-    """Replaces a file whole, so that a kill, or another rank that reads, finds the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.new")
-    with draft.open("w") as opened:
-        opened.write(json.dumps(values, indent=1) + "\n")
-        opened.flush()
-        os.fsync(opened.fileno())
-    draft.replace(file)
 
 
 def refusal(scored: Scored, limits: SelfTrainConfig) -> str | None:
