@@ -1,0 +1,103 @@
+"""What makes two starts the same run: settings, problems and ranks; a start that differs is refused by name."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from apr_train.checkpoint import read_json, write_json
+from apr_train.config import Config, ConfigError
+from apr_train.tasks.base import Problem
+
+IDENTITY = "identity.json"
+FREE = (
+    *("name", "output_dir", "dry_run", "resume", "logger", "checkpoint", "deadline"),
+    *("rollout.url", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
+    *("algorithm.gap_warn", "algorithm.gap_stop"),
+)
+"""Keys that may change between two starts of one run: they do not change what it trains."""
+SHOWN = 4
+"""How many differing keys an error names."""
+
+
+def identity_of(
+    config: Config, problems: Iterable[Sequence[Problem]], ranks: int, free: Sequence[str] = FREE
+) -> dict[str, Any]:
+    """What must not change between two starts, by dotted names, as JSON has it."""
+    settings = {key: value for key, value in _flat(asdict(config)) if not _is_free(key, free)}
+    return settings | {"ranks": ranks, "problems": fingerprint(problems), "code": code_version()}
+
+
+def check_same_run(folder: Path, ours: Mapping[str, Any], *, writes: bool, force: bool = False) -> None:
+    """Refuses to go on with a run that was started as another one; notes it where none was started.
+
+    ConfigError names the keys that differ. `force` goes on all the same. Another version of the code is no reason to
+    refuse: it is noted beside the first.
+    """
+    file = folder / IDENTITY
+    if not file.exists():
+        if writes:
+            write_json(file, dict(ours))
+        return
+    theirs = read_json(file)
+    changed = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k) and k not in ("code", "later_code")]
+    if changed and not force:
+        told = ", ".join(f"{key} was {theirs.get(key)} and is {ours.get(key)}" for key in changed[:SHOWN])
+        more = f" (and {len(changed) - SHOWN} more)" if len(changed) > SHOWN else ""
+        raise ConfigError(
+            f"{folder} holds a run with other settings: {told}{more}; take another name=, start anew with "
+            "resume=never, or go on all the same with resume=force"
+        )
+    versions = dict.fromkeys([*theirs.get("later_code", []), ours["code"]])
+    if writes and ours["code"] not in (theirs["code"], *theirs.get("later_code", [])):
+        write_json(file, {**theirs, "later_code": list(versions)})
+
+
+def forget(folder: Path) -> None:
+    """Removes what a start would go on from; weights and plots of the old run stay until they are written again."""
+    for name in (IDENTITY, "progress.json", "metrics.jsonl", "wandb_id", "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+    for file in folder.glob("rollouts-rank*.jsonl"):
+        file.unlink()
+    for old in (folder / "checkpoints", *folder.glob("round*")):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def fingerprint(problems: Iterable[Sequence[Problem]]) -> str:
+    """A hash of all problems in order: another file, split, seed or generator gives another one."""
+    digest = hashlib.sha256()
+    for group in problems:
+        for problem in group:
+            digest.update(json.dumps([problem.id, problem.prompt, problem.answer]).encode())
+        digest.update(b"/")
+    return digest.hexdigest()[:16]
+
+
+def code_version() -> str:
+    """The commit of the checkout, with `+` where files have changed since; `unknown` outside of one."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def _is_free(key: str, free: Sequence[str]) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in free)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings by their dotted names, as JSON has them."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found += _flat(value, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", json.loads(json.dumps(value))))
+    return found
