@@ -8,7 +8,7 @@ PYTHON := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint typecheck bench pins clean
+.PHONY: help setup quickstart test test-slow test-resume lint typecheck bench pins clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: lint typecheck ## style, types and every test that is not slow
 
 test-slow: setup ## the slow tests: real engines, several processes
 	@$(PYTHON) -m pytest -m slow $(ARGS)
+
+test-resume: setup ## interrupted runs, one and two ranks, every ZeRO stage; about 40 minutes on two cores
+	@$(PYTHON) -m pytest -m slow tests/test_resume.py $(ARGS)
 
 lint: setup ## ruff: rules and formatting
 	@$(PYTHON) -m ruff check .

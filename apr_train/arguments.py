@@ -27,7 +27,9 @@ def common_arguments(config: Config, folder: Path) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # otherwise Trainer shows the last finite loss in place of a NaN
         "report_to": [],
         "disable_tqdm": True,
-        "save_strategy": "no",
+        "ddp_timeout": int(config.deadline.collective) or 10**6,
+        "save_strategy": "steps" if config.checkpoint.every else "no",
+        "save_steps": config.checkpoint.every or 1,
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": torch.cuda.is_available(),

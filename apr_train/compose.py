@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from apr_train.config import Config, ConfigError
+from apr_train.lifecycle import REQUEUE, Stopped
 from apr_train.validate import check_model_folder, validate
 from rollout.errors import UserError, nearest
 
@@ -42,11 +43,16 @@ def start(main: Callable[[], None]) -> None:
 def one_line_errors(*, every_rank: bool = False) -> Iterator[None]:
     """What a user can mend is one line on stderr and exit code 2; everything else keeps its traceback.
 
-    A wrong configuration is found by every rank, and told once; with `every_rank` each tells what it found.
+    A run that was told to stop exits with REQUEUE. A wrong configuration is found by every rank, and told once; with
+    `every_rank` each tells what it found.
     """
     try:
         with translated_errors(sys.argv[1:]):
             yield
+    except Stopped as stop:
+        if rank() == 0:
+            print(f"stopped ({stop}), and saved: the same command goes on", file=sys.stderr)
+        sys.exit(REQUEUE)
     except UserError as error:
         which = f"rank {rank()}: " if every_rank and ranks() > 1 else ""
         if which or rank() == 0:

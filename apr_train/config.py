@@ -139,8 +139,6 @@ class AlgorithmConfig:
     epsilon_high: float = 0.28
     max_grad_norm: float = 1.0
     """Of GRPO and of the warm start."""
-    save_every: int = 50
-    """Write rl/ after every n-th step, so that an error later loses at most n; 0 writes it at the end only."""
     weight_decay: float = 0.0
     gap_warn: float = 0.02
     """Warn when mean |log p_sampler - log p_trainer| exceeds this (nats); bf16 engines sit near 0.01."""
@@ -229,6 +227,31 @@ class DeepspeedConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """What SFT and GRPO save on the way, below <output_dir>/checkpoints; a start with `resume=auto` goes on from it."""
+
+    every: int = 50
+    """Steps between two checkpoints; 0 saves only when the run is told to stop."""
+    keep_last: int = 2
+    keep_best: str | None = None
+    """A metric, e.g. reward: the checkpoint before which its mean was highest is kept too."""
+
+
+@dataclass
+class DeadlineConfig:
+    """Seconds that a wait may take before the run says where it hangs and ends; 0: for ever."""
+
+    engine_start: float = 1200.0
+    rollout: float = 3600.0
+    """All rollouts of one step, or of one held-out evaluation."""
+    verify: float = 600.0
+    sync: float = 600.0
+    """The weights, from the trainer to the sampler."""
+    collective: float = 1800.0
+    """One exchange between ranks: how long ranks may be apart."""
+
+
+@dataclass
 class LoggerConfig:
     """Where metrics go."""
 
@@ -263,11 +286,16 @@ class Config:
     self_train: SelfTrainConfig = field(default_factory=SelfTrainConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    deadline: DeadlineConfig = field(default_factory=DeadlineConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     name: str = "run"
     """The run's name; its folder is outputs/<name>."""
     output_dir: str = "outputs/${name}"
     seed: int = 0
+    resume: str = "auto"
+    """auto (go on where a run of this name and these settings came to) | never (start it anew) | force (go on although
+    settings, problems or ranks differ)"""
     dry_run: bool = False
     """Print the resolved configuration and the plan, then exit."""

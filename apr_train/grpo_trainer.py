@@ -24,10 +24,12 @@ from apr_train.config import AlgorithmConfig
 from apr_train.credit import CallAdvantages, credit_calls, mean_over_calls, node_advantages
 from apr_train.dag_packing import TrajectoryCall
 from apr_train.guard import GapGate
+from apr_train.lifecycle import Stopped
 from apr_train.masks import EXACT, Masks
 from apr_train.metrics import term_metrics, trajectory_metrics
 from apr_train.rollouts import Rollouts
 from apr_train.rows import Rows, call_rows, pad_rows, split_groups, structured_calls
+from apr_train.saving import Reseeded, SavingTrainer
 from apr_train.tasks.base import Problem
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import full_weights
@@ -46,7 +48,7 @@ class NoSignalWarning(UserWarning):
     """A whole step taught nothing although dynamic sampling looked for groups that do."""
 
 
-class ForkJoinGRPOTrainer(GRPOTrainer):
+class ForkJoinGRPOTrainer(SavingTrainer, GRPOTrainer):
     """Trains the policy that `rollouts` samples, or what `masks` make of it. `args` come from `grpo_arguments`;
     `problems` feed the prompts.
 
@@ -90,9 +92,10 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """One trajectory per input row (whole groups, adjacent) -> call rows on this rank."""
         step, started = self.state.global_step, time.perf_counter()
-        self.rollouts.sampler.load_weights(full_weights(self.policy()))
+        with self.rollouts.deadlines("sync"):
+            self.rollouts.sampler.load_weights(full_weights(self.policy()))
         synced = time.perf_counter()
-        scored, resampled = self._sample([row["problem"] for row in inputs], step)
+        scored, resampled = self._sample_or_stop([row["problem"] for row in inputs], step)
         sampled = time.perf_counter()
         parts = self._parts(scored, step + 1)
         advantages, rewards = self._advantages(scored, parts)
@@ -112,6 +115,16 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
             credited = self._scorable(trajectories, credited)
         batch = call_rows(trajectories, credited, self.group_size, self.pad_id, self.masks)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
+
+    def _sample_or_stop(self, numbers: list[int], step: int) -> tuple[list[Scored], int]:
+        """As `_sample`; raises Stopped on every rank when one was told to stop, wherever it was then."""
+        try:
+            found = self._sample(numbers, step)
+        except Stopped:
+            found = None
+        if self.stop_agreed() or found is None:
+            raise Stopped(f"told to stop while step {step + 1} was sampled")
+        return found
 
     def _sample(self, numbers: list[int], step: int) -> tuple[list[Scored], int]:
         """Scored trajectories for these problems, and how many groups were drawn again for want of a signal.
@@ -220,15 +233,26 @@ class ForkJoinGRPOTrainer(GRPOTrainer):
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """TRL's, whose order of an epoch does not depend on the epochs before: those a resumed run has not seen."""
+        sampler = cast(Any, super()._get_train_sampler(dataset))
+        steps = max(1, len(self.problems) // sampler.batch_size)
+        return Reseeded(sampler, sampler.generator, sampler.seed, lambda: self.state.global_step // steps)
+
     def policy(self) -> PreTrainedModel:
         """The model without DDP's or DeepSpeed's wrapper."""
         return cast(PreTrainedModel, self.accelerator.unwrap_model(self.model))
 
     def _gathered(self, tensor: Tensor) -> Tensor:
-        return cast(Tensor, self.accelerator.gather(tensor))
+        with self.rollouts.deadlines("collective", self._place):
+            return cast(Tensor, self.accelerator.gather(tensor))
 
     def _summed(self, tensor: Tensor) -> Tensor:
-        return cast(Tensor, self.accelerator.reduce(tensor, reduction="sum"))
+        with self.rollouts.deadlines("collective", self._place):
+            return cast(Tensor, self.accelerator.reduce(tensor, reduction="sum"))
+
+    def _place(self) -> str:
+        return f"step {self.state.global_step + 1}"
 
     # -- 2. micro-batches ------------------------------------------------------------------------------------------
 

@@ -1,10 +1,6 @@
-"""Refuses to train a policy that is not the one that sampled, and keeps what was trained so far."""
+"""Refuses to train a policy that is not the one that sampled."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rollout.errors import UserError
 
@@ -24,12 +20,12 @@ class GapGate:
 
     def __init__(self, warn: float, stop: float) -> None:
         self.warn, self.stop = warn, stop
-        self._sum, self._count = 0.0, 0
+        self.sum, self.count = 0.0, 0
 
     @property
     def mean(self) -> float:
         """Mean gap over all checks so far; 0 before the first."""
-        return self._sum / max(1, self._count)
+        return self.sum / max(1, self.count)
 
     def check(self, gap: float) -> float:
         """Returns `gap`; warns above `warn`, raises GapError above `stop` (or when it is not a number)."""
@@ -40,16 +36,5 @@ class GapGate:
             )
         if gap > self.warn:
             logger.warning("sampler and trainer differ by %.3g nats a token (algorithm.gap_warn=%g)", gap, self.warn)
-        self._sum, self._count = self._sum + gap, self._count + 1
+        self.sum, self.count = self.sum + gap, self.count + 1
         return gap
-
-
-class SaveCallback(TrainerCallback):
-    """Calls `save` on every rank after every n-th step (0: never); saving under ZeRO-3 is collective."""
-
-    def __init__(self, every: int, save: Callable[[], None]) -> None:
-        self.every, self.save = every, save
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.every and state.global_step % self.every == 0:
-            self.save()

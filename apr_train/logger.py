@@ -3,7 +3,9 @@
 import json
 import logging
 import time
+import uuid
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,6 +18,7 @@ from rich.live import Live
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from apr_train.alarms import Alarms
+from apr_train.checkpoint import replace_text
 from apr_train.config import Config
 
 NAMES = {
@@ -56,14 +59,16 @@ class MetricsLog:
     """One run's metrics on the main rank; a no-op on the others. Close it, also after an error."""
 
     def __init__(self, config: Config, folder: Path, is_main: bool) -> None:
-        self.is_main = is_main
+        self.is_main, self._path = is_main, folder / "metrics.jsonl"
         if not is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "metrics.jsonl").open("w", buffering=1)
+        self._file = self._path.open("a", buffering=1)
         self._wandb = wandb.init(
             project=config.logger.project,
             name=config.name,
+            id=_run_id(folder / "wandb_id"),
+            resume="allow",
             mode=cast(Mode, config.logger.wandb),
             dir=folder,
             config=asdict(config),
@@ -87,6 +92,15 @@ class MetricsLog:
         if (not self._live and step % max(1, steps // 20) == 0) or step == steps:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def go_on(self, stage: str, step: int) -> list[dict[str, Any]]:
+        """Forgets what `stage` logged after `step`, as a run that goes on from there does; what it had logged until
+        then. Empty on other ranks."""
+        if not self.is_main:
+            return []
+        keep_lines(self._path, lambda line: line["stage"] != stage or line["step"] <= step)
+        lines = map(json.loads, self._path.read_text().splitlines())
+        return [line for line in lines if line["stage"] == stage]
+
     def say(self, line: str) -> None:
         """A line for the person watching, above the live one."""
         if self.is_main:
@@ -99,6 +113,29 @@ class MetricsLog:
                 self._live.stop()
             self._file.close()
             self._wandb.finish()
+
+
+def keep_lines(file: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drops the lines of a JSONL file that are not wanted, and a last one that a kill cut off."""
+    if not file.exists():
+        return
+    draft = file.with_name(f"{file.name}.new")
+    with file.open() as old, draft.open("w") as new:
+        for line in old:
+            if line.endswith("\n") and wanted(json.loads(line)):
+                new.write(line)
+    with file.open("r+b") as opened:  # in place: the log has it open for appending
+        text = draft.read_bytes()
+        opened.write(text)
+        opened.truncate(len(text))
+    draft.unlink()
+
+
+def _run_id(file: Path) -> str:
+    """The W&B run of this folder, made at its first start."""
+    if not file.exists():
+        replace_text(file, uuid.uuid4().hex[:12] + "\n")
+    return file.read_text().strip()
 
 
 def progress_line(stage: str, step: int, steps: int, metrics: dict[str, Any], seconds: float) -> str:
@@ -122,6 +159,12 @@ class LogCallback(TrainerCallback):
     def __init__(self, log: MetricsLog, stage: str) -> None:
         self.log, self.stage, self.alarms = log, stage, Alarms() if stage == "rl" else None
         self._started = time.perf_counter()
+
+    def go_on(self, step: int) -> None:
+        """Takes the log back to what it was after `step`, and the alarms with it."""
+        for line in self.log.go_on(self.stage, step):
+            if self.alarms:
+                self.alarms.update(line)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._started = time.perf_counter()

@@ -1,12 +1,14 @@
 """Problems in, scored trajectories out: the sampler, the dialect and the verifier of one rank."""
 
-from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 
 from apr_train.config import Config, RolloutConfig
+from apr_train.deadlines import Deadlines
+from apr_train.lifecycle import watched
 from apr_train.tasks.base import Problem
 from rewards.scored import Scored
 from rewards.verdict import BatchVerifier, Verdict, Verifier
@@ -16,6 +18,8 @@ from rollout.engine import Engine
 from rollout.orchestrator import FORK_JOIN, Budget, Strategy, mix, run_trajectory
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
+
+Result = TypeVar("Result")
 
 
 class Sampler(Engine, Protocol):
@@ -32,7 +36,7 @@ class Sampler(Engine, Protocol):
         """Frees what the sampler holds."""
         ...
 
-    def run(self, coroutines: Sequence[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
+    def run(self, coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
         """Results in order; an error in one cancels the rest and propagates."""
         ...
 
@@ -50,29 +54,42 @@ class Rollouts:
     verifier: Verifier
     budget: Budget
     strategy: Strategy = FORK_JOIN
+    stop: Callable[[], bool] | None = None
+    """Looked at while trajectories are sampled."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
 
     def collect(self, problems: Sequence[Problem], *, temperature: float, seed: int, first: int = 0) -> list[Scored]:
-        """Samples one trajectory per problem (repeat a problem for a group) and scores it. Raises EngineError.
+        """Samples one trajectory per problem (repeat a problem for a group) and scores it. Raises EngineError, and
+        Stopped as soon as `stop` says so.
 
         Trajectory i draws from the stream (seed, first + i): ranks that count on from each other sample what one would.
         """
-        trajectories = self.sampler.run(
-            [
-                run_trajectory(
-                    self.sampler,
-                    self.dialect,
-                    problem.id,
-                    self.tokens.prompt(problem.prompt),
-                    self.budget,
-                    temperature=temperature,
-                    seed=mix(seed, first + index),
-                    policy_version=self.sampler.policy_version,
-                    strategy=self.strategy,
-                )
-                for index, problem in enumerate(problems)
-            ]
-        )
-        verdicts = self._verdicts(trajectories, problems)
+        done = [0]
+
+        async def sample(problem: Problem, index: int) -> Trajectory:
+            trajectory = await run_trajectory(
+                self.sampler,
+                self.dialect,
+                problem.id,
+                self.tokens.prompt(problem.prompt),
+                self.budget,
+                temperature=temperature,
+                seed=mix(seed, first + index),
+                policy_version=self.sampler.policy_version,
+                strategy=self.strategy,
+            )
+            done[0] += 1
+            return trajectory
+
+        coroutines = [sample(problem, index) for index, problem in enumerate(problems)]
+        with self.deadlines("rollout", lambda: f"{done[0]} of {len(problems)} trajectories"):
+            if self.stop is None:
+                trajectories = self.sampler.run(coroutines)
+            else:
+                found = self.sampler.run(watched(coroutines, self.stop))
+                trajectories = [each for each in found if each is not None]
+        with self.deadlines("verify"):
+            verdicts = self._verdicts(trajectories, problems)
         return [
             Scored(trajectory, measure(trajectory), verdict, self.dialect.check(trajectory))
             for trajectory, verdict in zip(trajectories, verdicts, strict=True)

@@ -1,12 +1,14 @@
-"""One run from start to end: model folder, SFT, RL, held-out evaluation, summary."""
+"""One run from start to end: model folder, SFT, RL, held-out evaluation, summary; or what is left of it."""
 
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,24 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedModel
 
 from apr_train.arguments import grpo_arguments
+from apr_train.checkpoint import Checkpoints, write_json
 from apr_train.config import Config
+from apr_train.deadlines import Deadlines
 from apr_train.evaluate import Record, evaluate, summarise, write_records
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer, OnRollouts
-from apr_train.guard import GapGate, SaveCallback
-from apr_train.logger import LogCallback, MetricsLog, quiet_libraries
+from apr_train.guard import GapGate
+from apr_train.lifecycle import StopFlag, Stopped
+from apr_train.logger import LogCallback, MetricsLog, keep_lines, quiet_libraries
 from apr_train.masks import Masks, masks_of
 from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
+from apr_train.progress import Progress, claim
 from apr_train.rollouts import Rollouts, budget_of, strategy_of
 from apr_train.sampler import make_sampler
+from apr_train.saving import Saver
 from apr_train.sft import demonstration_rows, train_sft
 from apr_train.stored import line_of
 from apr_train.tasks import make_task
@@ -55,6 +62,11 @@ class Parts:
     rollouts: Rollouts
     log: MetricsLog
     problems: Problems
+    flag: StopFlag
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """Those of a stage."""
+        return Checkpoints(self.folder / "checkpoints" / stage, self.config.checkpoint.keep_last)
 
     @property
     def tokens(self) -> Tokens:
@@ -66,47 +78,62 @@ class Parts:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Runs all stages and returns what `summary.json` holds. What a user can mend is a UserError."""
+    """Runs all stages, or those that an earlier start left, and returns what `summary.json` holds.
+
+    What a user can mend is a UserError; Stopped, when the run was told to stop, has saved what was trained.
+    """
     started = time.perf_counter()
     quiet_libraries()
+    flag = StopFlag()
+    flag.listen()
     world, folder = start_world(config), Path(config.output_dir)
-    with open_parts(config, world, folder) as parts:
+    task = make_task(config.data.task, config.data.options)
+    problems = draw_problems(config, task)
+    claim(config, world, folder, [problems.sft, problems.rl, problems.heldout])
+    progress = Progress.load(folder, world)
+    if "finished" in progress.parts:
+        if world.is_main_process:
+            print(f"{folder} holds this run, finished: resume=never starts it anew", file=sys.stderr)
+        return json.loads((folder / "summary.json").read_text())
+    with open_parts(config, world, folder, task, problems, flag) as parts:
         summary: dict[str, Any] = {"name": config.name, "seed": config.seed, "ranks": world.num_processes}
-        start = folder / "start"
+        start, progress.sampler = folder / "start", parts.rollouts.sampler
         if config.sft.steps:
-            warm_start(parts, start)
+            progress.once("sft", lambda: warm_start(parts, folder / "start"))
             start = folder / "sft"
-            summary["sft"] = evaluate_folder(parts, start)
+            summary["sft"] = progress.once("sft_heldout", lambda: evaluate_folder(parts, folder / "sft"))
         if config.algorithm.steps:
-            summary["gap_logprob_mean_abs"] = _rl(parts, start)
-            summary["rl"] = evaluate_folder(parts, folder / "rl")
+            summary["gap_logprob_mean_abs"] = progress.once("rl", lambda: _rl(parts, start))
+            summary["rl"] = progress.once("rl_heldout", lambda: evaluate_folder(parts, folder / "rl"))
         summary["wall_seconds"] = round(time.perf_counter() - started, 1)
         if world.is_main_process:
-            (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            write_json(folder / "summary.json", summary)
+        progress.once("finished", lambda: True)
         return summary
 
 
 def start_world(config: Config) -> PartialState:
     """Joins the ranks of torchrun (or makes a world of one), before DeepSpeed would, and before any model is made."""
     on_cpu = not torch.cuda.is_available()
+    wait = timedelta(seconds=config.deadline.collective or 10**6)
     if config.deepspeed.stage is not None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu" if on_cpu else "cuda")
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
         if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo" if on_cpu else "nccl")
+            torch.distributed.init_process_group("gloo" if on_cpu else "nccl", timeout=wait)
         import deepspeed
 
-        deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl")
-    return PartialState(cpu=on_cpu)
+        deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", timeout=wait)
+    return PartialState(cpu=on_cpu, timeout=wait)
 
 
 @contextmanager
-def open_parts(config: Config, world: PartialState, folder: Path) -> Iterator[Parts]:
+def open_parts(
+    config: Config, world: PartialState, folder: Path, task: Task, problems: Problems, flag: StopFlag
+) -> Iterator[Parts]:
     """Checks all that can be checked before anything of an earlier run is touched or the sampler starts."""
-    task = make_task(config.data.task, config.data.options)
-    problems = draw_problems(config, task)
     tags = dialect_class(config.dialect.name).tags(config.dialect.options)
     with world.main_process_first():
         if world.is_main_process:
@@ -115,16 +142,18 @@ def open_parts(config: Config, world: PartialState, folder: Path) -> Iterator[Pa
     dialect = make_dialect(config.dialect.name, tokens, config.dialect.join, config.dialect.options)
     check_prompts(tokens, [*problems.sft, *problems.rl, *problems.heldout], config)
     log = MetricsLog(config, folder, world.is_main_process)
+    deadlines = Deadlines(asdict(config.deadline))
     with ExitStack() as ends:
         ends.callback(log.close)
         log.say(f"{config.name}: starting the sampler")
-        sampler = make_sampler(config, folder / "start")
+        with deadlines("engine_start"):
+            sampler = make_sampler(config, folder / "start")
         ends.callback(sampler.close)
         if isinstance(task.verifier, BatchVerifier):
             ends.callback(task.verifier.close)
         budget, strategy = budget_of(config.rollout), strategy_of(config)
-        rollouts = Rollouts(sampler, dialect, tokens, task.verifier, budget, strategy)
-        yield Parts(config, folder, world, task, rollouts, log, problems)
+        rollouts = Rollouts(sampler, dialect, tokens, task.verifier, budget, strategy, lambda: bool(flag), deadlines)
+        yield Parts(config, folder, world, task, rollouts, log, problems, flag)
 
 
 def load_policy(parts: Parts, folder: Path, attention: str) -> PreTrainedModel:
@@ -149,7 +178,6 @@ def warm_start(parts: Parts, start: Path) -> None:
         checked_share=config.sft.checked_share,
         seed=config.seed,
     )
-    callbacks: list[TrainerCallback] = [LogCallback(parts.log, "sft")]
     # Always "tree": demonstrations are collated as tries, which plain attention would read as flat text.
     train_sft(
         config,
@@ -157,8 +185,10 @@ def warm_start(parts: Parts, start: Path) -> None:
         parts.tokens.tokenizer,
         dataset,
         parts.folder / "sft",
+        parts.checkpoints("sft"),
         parts.world,
-        callbacks,
+        LogCallback(parts.log, "sft"),
+        parts.flag,
         parts.masks,
     )
     AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin
@@ -171,6 +201,7 @@ def _rl(parts: Parts, start: Path) -> float:
     warn, stop = config.algorithm.gap_warn, config.algorithm.gap_stop
     gate = GapGate(warn, stop) if parts.masks.exact else GapGate(math.inf, math.inf)  # else the gap is the experiment
     args = grpo_arguments(config, parts.folder / "rl" / "trainer", parts.world.num_processes)
+    log = LogCallback(parts.log, "rl")
     trainer = ForkJoinGRPOTrainer(
         load_policy(parts, start, config.model.attention),
         args,
@@ -183,24 +214,36 @@ def _rl(parts: Parts, start: Path) -> float:
         packed=config.model.attention == "tree",
         masks=parts.masks,
         on_rollouts=_rollout_writer(parts),
-        callbacks=[LogCallback(parts.log, "rl")],
+        callbacks=[log],
     )
+    sampler = parts.rollouts.sampler
 
-    def save() -> None:
-        save_model(trainer.policy(), parts.tokens.tokenizer, parts.folder / "rl", parts.world.is_main_process)
+    def state() -> dict[str, Any]:
+        return {"policy_version": sampler.policy_version, "gap": [gate.sum, gate.count]}
 
-    trainer.add_callback(SaveCallback(config.algorithm.save_every, save))
-    trainer.train()
-    save()
+    def restore(step: int, state: dict[str, Any]) -> None:
+        log.go_on(step)
+        keep_lines(rollouts_file(parts), lambda line: line["step"] <= step)
+        if state:
+            sampler.policy_version = state["policy_version"]
+            gate.sum, gate.count = state["gap"]
+
+    score, tokenizer = config.checkpoint.keep_best, parts.tokens.tokenizer
+    trainer.attach(Saver(parts.checkpoints("rl"), tokenizer, parts.flag, state, restore, score))
+    trainer.resume_training()
+    save_model(trainer.policy(), tokenizer, parts.folder / "rl", parts.world.is_main_process)
     parts.world.wait_for_everyone()
     return gate.mean
 
 
+def rollouts_file(parts: Parts) -> Path:
+    """Where this rank's trajectories go."""
+    return parts.folder / f"rollouts-rank{parts.world.process_index}.jsonl"
+
+
 def _rollout_writer(parts: Parts) -> OnRollouts:
     """Appends every n-th step's trajectories of this rank to rollouts-rank<r>.jsonl."""
-    every = parts.config.logger.rollouts_every
-    path = parts.folder / f"rollouts-rank{parts.world.process_index}.jsonl"
-    path.unlink(missing_ok=True)
+    every, path = parts.config.logger.rollouts_every, rollouts_file(parts)
 
     def write(step: int, scored: list[Scored], rewards: list[float], advantages: list[float]) -> None:
         if not every or step % every:
@@ -216,13 +259,19 @@ def evaluate_folder(parts: Parts, folder: Path) -> dict[str, Any]:
     """Samples the held-out problems with the weights in `folder`, each rank its share; writes records."""
     if not parts.problems.heldout:
         return {}
-    parts.rollouts.sampler.load_weights(saved_weights(folder))
+    with parts.rollouts.deadlines("sync"):
+        parts.rollouts.sampler.load_weights(saved_weights(folder))
     world = parts.world
     share = -(-len(parts.problems.heldout) // world.num_processes)
     first = world.process_index * share
     mine = parts.problems.heldout[first : first + share]
     seed = mix(parts.config.seed, EVALUATION)
-    records = evaluate(parts.rollouts, mine, parts.config.eval.temperature, seed, first)
+    try:
+        records = evaluate(parts.rollouts, mine, parts.config.eval.temperature, seed, first)
+    except Stopped:
+        records = []
+    if any(gather_object([bool(parts.flag)])):
+        raise Stopped("told to stop while held-out problems were sampled")
     everyone: list[Record] = gather_object(records)
     if world.is_main_process:
         write_records(folder / "heldout.jsonl", everyone)

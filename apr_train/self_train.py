@@ -12,23 +12,26 @@ every round's folder says how far it came.
       summary.json
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
 
+from apr_train import identity
+from apr_train.checkpoint import write_json
 from apr_train.config import Config, ConfigError, SftConfig
-from apr_train.harvest import Progress, harvest, read_kept, replace_json
+from apr_train.harvest import Progress, harvest, read_kept
+from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback, quiet_libraries
-from apr_train.problems import check_prompts
+from apr_train.problems import check_prompts, draw_problems
+from apr_train.progress import claim
 from apr_train.run import Parts, evaluate_folder, load_policy, open_parts, start_world, warm_start
 from apr_train.sft import train_sft, trajectory_rows
+from apr_train.tasks import make_task
 from apr_train.tasks.base import Problem
 from apr_train.weight_sync import saved_weights
 from rewards.scored import Scored
@@ -38,12 +41,8 @@ from rollout.trajectory import Trajectory
 
 SAMPLING = 2**33
 """Where a training seed has its step, the seed of a round's samples has this and the round."""
-SETTINGS = "self_train.json"
-FREE = (
-    *("name", "output_dir", "dry_run", "logger", "algorithm.steps", "reward", "self_train.rounds"),
-    *("rollout.url", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
-)
-"""Keys that may change between two starts of one run: they do not change what a round does."""
+FREE = (*identity.FREE, "algorithm.steps", "reward", "self_train.rounds")
+"""Keys that may change between two starts: they do not change what a round does."""
 
 
 class SelfTrainError(UserError, RuntimeError):
@@ -165,37 +164,6 @@ def _entry(number: int, done: Progress) -> dict[str, Any]:
     return {"round": number, **(harvested if number else {}), "heldout": done.heldout or {}}
 
 
-def check_same_run(config: Config, folder: Path, writes: bool) -> None:
-    """Refuses to go on with a run that was started under other settings. ConfigError names the first that differs."""
-    ours = {key: value for key, value in _flat(asdict(config)) if not _is_free(key)}
-    file = folder / SETTINGS
-    if file.exists():
-        theirs: dict[str, Any] = json.loads(file.read_text())
-        changed = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-        if changed:
-            was, now = theirs.get(changed[0]), ours.get(changed[0])
-            raise ConfigError(
-                f"{folder} was started with {changed[0]}={was}, now it is {now}: take another name=, or remove {folder}"
-            )
-    elif writes:
-        replace_json(file, ours)
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings by their dotted names, as JSON has them."""
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            found += _flat(value, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", json.loads(json.dumps(value))))
-    return found
-
-
 def check(config: Config, ranks: int = 1) -> None:
     """What only self-training needs of a valid configuration. Raises ConfigError."""
     if config.strategy.name == "hogwild":
@@ -254,7 +222,8 @@ class RunStages:
 
     def use(self, model: Path) -> None:
         """See Stages."""
-        self.parts.rollouts.sampler.load_weights(saved_weights(model))
+        with self.parts.rollouts.deadlines("sync"):
+            self.parts.rollouts.sampler.load_weights(saved_weights(model))
 
     def collect(self, problems: Sequence[Problem], seed: int, first: int) -> list[Scored]:
         """See Stages: each rank samples its share, all know all."""
@@ -268,7 +237,6 @@ class RunStages:
     def train(self, source: Path, kept: Sequence[Trajectory], folder: Path) -> None:
         """See Stages."""
         parts = self.parts
-        callbacks: list[TrainerCallback] = [LogCallback(parts.log, folder.parent.name)]
         scorable = [trajectory for trajectory in kept if all(parts.masks.scored(trajectory))]
         if len(scorable) < len(kept):
             parts.log.say(f"{len(kept) - len(scorable)} of {len(kept)} kept ones cannot be scored under dialect.mask")
@@ -278,8 +246,10 @@ class RunStages:
             parts.tokens.tokenizer,
             trajectory_rows(scorable, parts.masks),
             folder,
+            parts.checkpoints(folder.parent.name),
             parts.world,
-            callbacks,
+            LogCallback(parts.log, folder.parent.name),
+            parts.flag,
             parts.masks,
         )
         AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin
@@ -300,16 +270,16 @@ def self_train(config: Config) -> dict[str, Any]:
     quiet_libraries()
     world, folder = start_world(config), Path(config.output_dir)
     check(config, world.num_processes)
-    check_same_run(config, folder, world.is_main_process)
-    metrics = folder / "metrics.jsonl"
-    if world.is_main_process and metrics.exists():  # the log starts a new file
-        metrics.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.jsonl')))}.jsonl")
     config = replace(config, algorithm=replace(config.algorithm, steps=0))
-    with open_parts(config, world, folder) as parts:
-        problems = parts.task.problems("train", config.data.train_problems, config.data.seed)
+    task, flag = make_task(config.data.task, config.data.options), StopFlag()
+    flag.listen()
+    drawn = draw_problems(config, task)
+    problems = task.problems("train", config.data.train_problems, config.data.seed)
+    claim(config, world, folder, [problems, drawn.heldout], FREE)
+    with open_parts(config, world, folder, task, drawn, flag) as parts:
         check_prompts(parts.tokens, problems, config)
         rounds = run_rounds(config, RunStages(parts), problems, folder, parts.log.say)
         summary = {**summary_of(config, rounds), "wall_seconds": round(time.perf_counter() - started, 1)}
         if world.is_main_process:
-            replace_json(folder / "summary.json", summary)
+            write_json(folder / "summary.json", summary)
         return summary

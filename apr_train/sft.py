@@ -1,6 +1,7 @@
 """Warm start: TRL's SFTTrainer on demonstrations, recorded as the calls a sampler would make, packed in one row."""
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -10,14 +11,19 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from torch.utils.data import RandomSampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
 from apr_train.arguments import common_arguments
+from apr_train.checkpoint import Checkpoints
 from apr_train.config import Config
 from apr_train.dag_packing import TrajectoryCall
+from apr_train.lifecycle import StopFlag
+from apr_train.logger import LogCallback
 from apr_train.masks import EXACT, Masks
+from apr_train.saving import Reseeded, Saver, SavingTrainer
 from apr_train.tasks.base import Form, Problem, Task, TaskError
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import save_model
@@ -166,19 +172,32 @@ def _apart(
     return trees
 
 
+class DemonstrationTrainer(SavingTrainer, SFTTrainer):
+    """TRL's trainer, which can be stopped and resumed."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        generator, dataset = torch.Generator(), cast(Any, self.train_dataset)
+        steps = math.ceil(len(dataset) / (self.args.per_device_train_batch_size * self.args.world_size))
+        shuffled = RandomSampler(dataset, generator=generator)
+        return Reseeded(shuffled, generator, self.args.seed, lambda: self.state.global_step // steps)
+
+
 def train_sft(
     config: Config,
     load: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     folder: Path,
+    checkpoints: Checkpoints,
     world: PartialState,
-    callbacks: list[TrainerCallback],
+    log: LogCallback,
+    flag: StopFlag,
     masks: Masks = EXACT,
 ) -> None:
-    """Runs `config.sft.steps` updates and writes model and tokenizer to `folder`.
+    """Runs `config.sft.steps` updates and writes model and tokenizer to `folder`; its checkpoints lie in `checkpoints`.
 
-    `load` is called once the arguments exist: under ZeRO-3 they decide how the model is made.
+    Goes on from the newest checkpoint, and raises Stopped as SavingTrainer does. `load` is called once the arguments
+    exist: under ZeRO-3 they decide how the model is made.
     """
     sft = config.sft
     args = TrlSftConfig(
@@ -194,15 +213,16 @@ def train_sft(
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     model = load()
-    trainer = SFTTrainer(
+    trainer = DemonstrationTrainer(
         model=model,
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
         data_collator=partial(collate_tries, device=args.device, masks=masks, model=model),
-        callbacks=callbacks,
+        callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.attach(Saver(checkpoints, tokenizer, flag, restore=lambda step, _: log.go_on(step)))
+    trainer.resume_training()
     trained = cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model))
     save_model(trained, tokenizer, folder, world.is_main_process)

@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dialect.mask": ("exact", *PUBLIC_MASKS),
     "rollout.engine": ("auto", "vllm", "vllm_http", "torch"),
     "strategy.name": ("fork_join", "group_think", "hogwild"),
+    "resume": ("auto", "never", "force"),
     "logger.wandb": ("online", "offline", "disabled"),
     "self_train.source": ("start", "last"),
     "model.dtype": ("float32", "bfloat16"),
@@ -30,9 +31,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
         *("seed", "data.seed"),
-        *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay", "algorithm.save_every"),
+        *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay", "checkpoint.every"),
         *("algorithm.dynamic_sampling", "model.thread_vectors"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
+        *("deadline.engine_start", "deadline.rollout", "deadline.verify", "deadline.sync", "deadline.collective"),
         *("logger.rollouts_every", "eval.problems", "eval.temperature"),
     ),
     1: (
@@ -40,7 +42,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("model.intermediate_size", "model.max_context", "data.train_problems"),
         *("algorithm.prompts_per_step", "algorithm.micro_batches", "sft.problems_per_step"),
         *("rollout.max_response_tokens", "rollout.max_critical_tokens", "rollout.max_threads", "rollout.max_blocks"),
-        "rollout.max_depth",
+        *("rollout.max_depth", "checkpoint.keep_last"),
         *("self_train.rounds", "self_train.samples_per_problem", "self_train.keep_per_problem"),
         *("self_train.max_critical", "self_train.steps", "self_train.batch_problems"),
         *("rollout.max_thread_tokens", "rollout.answer_tokens", "rollout.max_in_flight"),

@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def settings(folder: Path, name: str, seed: int, overrides: Sequence[str]) -> list[str]:
     """The command line of one of the two runs, as overrides."""
-    return [f"experiment={RUNS[name]}", f"seed={seed}", f"name={name}", f"output_dir={folder / name}", *overrides]
+    own = [f"experiment={RUNS[name]}", f"seed={seed}", f"name={name}", f"output_dir={folder / name}"]
+    return [*own, "resume=never", *overrides]
 
 
 def check_comparable(folder: Path, seed: int, overrides: Sequence[str]) -> None:

@@ -25,7 +25,10 @@ from apr_train.tasks.multiplication import MultiplicationOptions
 from apr_train.validate import CHOICES, check_model_folder, validate
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONFIGS.glob("*/*.yaml"))
-GROUPS = {field.name for field in fields(Config)} - {"name", "output_dir", "seed", "dry_run"} | {"experiment", "debug"}
+GROUPS = {field.name for field in fields(Config)} - {"name", "output_dir", "seed", "resume", "dry_run"} | {
+    "experiment",
+    "debug",
+}
 NEEDS = {  # refused alone, on purpose
     "algorithm=rao": ["reward=rao"],
     "model=qwen3_8b": ["deepspeed=zero3"],

@@ -18,11 +18,12 @@ from trainers import BUDGET, DIALECT, TOKENS, random_demonstration
 from apr_train.compose import load
 from apr_train.config import Config, ConfigError, SelfTrainConfig
 from apr_train.harvest import KEPT, Progress, choose, harvest, read_kept, refusal
+from apr_train.identity import identity_of
 from apr_train.self_train import (
+    FREE,
     RunStages,
     SelfTrainError,
     check,
-    check_same_run,
     describe,
     run_rounds,
     sft_of_round,
@@ -318,19 +319,13 @@ def test_ranks_sample_their_shares_of_what_one_would(ranks: int, monkeypatch: py
     assert everyone == [(f"p{k}", 0.5, 3, 10 + k) for k in range(6)]
 
 
-def test_other_settings_are_refused_by_name_but_more_rounds_are_not(tmp_path: Path) -> None:
+def test_more_rounds_are_the_same_run_and_other_samples_are_not(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    config.data.options = {"parts_max": 3}
-    check_same_run(config, tmp_path, writes=True)
+    first = identity_of(config, [PROBLEMS], 1, FREE)
     config.self_train.rounds, config.logger.wandb = 9, "disabled"
-    check_same_run(config, tmp_path, writes=True)
-    config.data.options = {"parts_max": 4}
-    with pytest.raises(ConfigError, match=r"data\.options\.parts_max=3, now it is 4"):
-        check_same_run(config, tmp_path, writes=True)
-    config.data.options = {"parts_max": 3}
-    config.sft.learning_rate = 1.0
-    with pytest.raises(ConfigError, match=r"sft\.learning_rate=0\.003, now it is 1\.0: take another name"):
-        check_same_run(config, tmp_path, writes=True)
+    assert identity_of(config, [PROBLEMS], 1, FREE) == first
+    config.self_train.samples_per_problem = 77
+    assert identity_of(config, [PROBLEMS], 1, FREE) != first
 
 
 # -- configuration and what is shown -----------------------------------------------------------------------------------

@@ -1,0 +1,179 @@
+"""What SFT and GRPO share to survive: whole checkpoints, an agreed stop, an order of problems that can be resumed."""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+
+from apr_train.checkpoint import Checkpoints, read_json, write_json
+from apr_train.lifecycle import StopFlag, Stopped
+from apr_train.weight_sync import save_model
+
+RUN_STATE = "run_state.json"
+
+
+def nothing() -> dict[str, Any]:
+    """Of a stage that has no state of its own."""
+    return {}
+
+
+@dataclass
+class Saver:
+    """Where a stage saves, when it stops, and what belongs in a checkpoint besides what the trainer knows.
+
+    `state` is asked after each step, on every rank, and written by the first; `restore` gets (step, state) back
+    on every rank before training goes on, (0, {}) where it starts.
+    """
+
+    checkpoints: Checkpoints
+    tokenizer: PreTrainedTokenizerBase
+    flag: StopFlag
+    state: Callable[[], dict[str, Any]] = nothing
+    restore: Callable[[int, dict[str, Any]], None] = lambda step, state: None
+    score: str | None = None
+    """The metric whose mean since the last checkpoint decides which one is the best."""
+    values: list[float] = field(default_factory=list[float])
+    rng: dict[str, Any] = field(default_factory=dict[str, Any])
+    at_step: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The random states, and what `state` said, after the last whole step: a stop may come in the middle of one."""
+
+
+class SavingTrainer:
+    """Goes before a transformers Trainer among the bases of a class; `attach` before `train`.
+
+    A checkpoint is a plain Hugging Face folder with the trainer's files beside the weights.
+    """
+
+    saver: Saver | None = None
+
+    def attach(self, saver: Saver) -> None:
+        """Saves and stops as `saver` says."""
+        self.saver = saver
+        cast(Any, self).add_callback(_StopCallback(self, saver))
+
+    def stop_agreed(self) -> bool:
+        """Whether any rank was told to stop; the same on all. Collective."""
+        if self.saver is None:
+            return False
+        trainer = cast(Any, self)
+        asked = torch.tensor(int(bool(self.saver.flag)), device=trainer.accelerator.device)
+        if not int(cast(Tensor, trainer.accelerator.reduce(asked, reduction="sum"))):
+            return False
+        self.saver.flag.set("another rank was told to")
+        return True
+
+    def resume_training(self) -> None:
+        """`train` from the newest checkpoint, or from the start where there is none.
+
+        Raises CheckpointError as `Checkpoints.newest` does, and Stopped, with what was trained saved, on a stop.
+        """
+        trainer, saver = cast(Any, self), self.saver
+        assert saver is not None
+        found = saver.checkpoints.newest()
+        step, state = (0, {}) if found is None else (json.loads(found.name.split("_")[1]), read_json(found / RUN_STATE))
+        trainer.accelerator.wait_for_everyone()
+        saver.restore(step, state)
+        try:
+            trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        except Stopped:
+            self._save_stopped()
+            raise
+        if self.stop_agreed() and trainer.state.global_step < trainer.state.max_steps:
+            raise Stopped(saver.flag.reason)
+
+    def _save_stopped(self) -> None:
+        """Saves the last whole step, if no checkpoint has it yet. Collective."""
+        trainer, saver = cast(Any, self), self.saver
+        assert saver is not None
+        step = trainer.state.global_step
+        if step and step not in saver.checkpoints.steps():
+            restore_rng(saver.rng)
+            self._save_checkpoint(trainer.model)
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Replaces transformers' own, which a kill leaves half written."""
+        trainer, saver = cast(Any, self), self.saver
+        assert saver is not None, "attach a Saver before training"
+        step, main = trainer.state.global_step, trainer.args.should_save
+        draft = saver.checkpoints.draft(step) if main else saver.checkpoints.path(step).with_suffix(".tmp")
+        trainer.accelerator.wait_for_everyone()
+        policy = cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model))
+        save_model(policy, saver.tokenizer, draft, main)
+        trainer._save_optimizer_and_scheduler(str(draft))
+        trainer._save_rng_state(str(draft))
+        if main:
+            trainer.state.save_to_json(str(draft / TRAINER_STATE_NAME))
+            write_json(draft / RUN_STATE, saver.at_step)
+        trainer.accelerator.wait_for_everyone()
+        if main:
+            saver.checkpoints.seal(step, sum(saver.values) / len(saver.values) if saver.values else None)
+        saver.values.clear()
+        trainer.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Replaces transformers' own outside of DeepSpeed: it maps to `args.device`, which several ranks on a CPU call
+        cpu:0 and torch.load does not know."""
+        trainer = cast(Any, self)
+        if checkpoint is None or trainer.is_deepspeed_enabled:
+            cast(Any, super())._load_optimizer_and_scheduler(checkpoint)
+            return
+        for name, target in ((OPTIMIZER_NAME, trainer.optimizer), (SCHEDULER_NAME, trainer.lr_scheduler)):
+            target.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
+
+
+class _StopCallback(TrainerCallback):
+    """After each step: keeps the random states, and ends training, saved, where a stop was agreed on."""
+
+    def __init__(self, trainer: SavingTrainer, saver: Saver) -> None:
+        self.trainer, self.saver = trainer, saver
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.saver.rng, self.saver.at_step = rng_state(), self.saver.state()
+        if self.trainer.stop_agreed():
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
+        if self.saver.score is not None and self.saver.score in (logs or {}):
+            self.saver.values.append(float(logs[self.saver.score]))
+
+
+class Reseeded(Sampler[int]):
+    """A shuffling sampler whose order depends on (seed, epoch) alone: a resumed epoch has the one it began with.
+
+    `shuffled` draws from `generator` whenever it is iterated over, which is once an epoch.
+    """
+
+    def __init__(self, shuffled: Sampler[int], generator: torch.Generator, seed: int, epoch: Callable[[], int]) -> None:
+        self.shuffled, self.generator, self.seed, self.epoch = shuffled, generator, seed, epoch
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.shuffled))
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch())
+        return iter(self.shuffled)
+
+
+def rng_state() -> dict[str, Any]:
+    """Every random state that a checkpoint keeps."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Sets what `rng_state` returned; nothing for an empty one."""
+    if state:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])
