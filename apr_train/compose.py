@@ -19,6 +19,7 @@ from apr_train.config import Config, ConfigError
 from apr_train.lifecycle import REQUEUE, Stopped
 from apr_train.validate import check_model_folder, validate
 from rollout.errors import UserError, nearest
+from rollout.shown import one_line
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TRUNCATION = ("top_p", "top_k", "min_p", "typical_p")
@@ -51,12 +52,12 @@ def one_line_errors(*, every_rank: bool = False) -> Iterator[None]:
             yield
     except Stopped as stop:
         if rank() == 0:
-            print(f"stopped ({stop}), and saved: the same command goes on", file=sys.stderr)
+            print(f"stopped ({one_line(stop)}), and saved: the same command goes on", file=sys.stderr)
         sys.exit(REQUEUE)
     except UserError as error:
         which = f"rank {rank()}: " if every_rank and ranks() > 1 else ""
         if which or rank() == 0:
-            print(f"error: {which}{' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {which}{one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

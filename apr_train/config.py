@@ -194,7 +194,8 @@ class RolloutConfig:
     """auto (vllm, or torch where vLLM cannot: stitched joins, threads that see each other) | vllm (in this process) |
     vllm_http (a running server) | torch (plain transformers in this process)"""
     url: str | None = None
-    """vllm_http only, e.g. http://127.0.0.1:8000/v1"""
+    """vllm_http only, e.g. http://127.0.0.1:8000/v1. Its token is the environment's VLLM_API_KEY, which an address of
+    another machine needs; never part of the address."""
     temperature: float = 1.0
     max_response_tokens: int = 768
     """L_total may not exceed this."""

@@ -15,11 +15,13 @@ import transformers
 import wandb
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from apr_train.alarms import Alarms
 from apr_train.checkpoint import replace_text
 from apr_train.config import Config
+from rollout.shown import one_line, visible
 
 NAMES = {
     "loss": "loss/policy",
@@ -88,9 +90,9 @@ class MetricsLog:
         self._wandb.log({f"{stage}/step": step, **metrics})
         line = progress_line(stage, step, steps, metrics, time.perf_counter() - started)
         if self._live:
-            self._live.update(line)
+            self._live.update(Text(visible(line)))
         if (not self._live and step % max(1, steps // 20) == 0) or step == steps:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
     def go_on(self, stage: str, step: int) -> list[dict[str, Any]]:
         """Forgets what `stage` logged after `step`, as a run that goes on from there does; what it had logged until
@@ -104,7 +106,7 @@ class MetricsLog:
     def say(self, line: str) -> None:
         """A line for the person watching, above the live one."""
         if self.is_main:
-            self._console.print(line, markup=False, highlight=False)
+            self._console.print(one_line(line), markup=False, highlight=False)
 
     def close(self) -> None:
         """Flushes everything; safe to call twice."""

@@ -1,16 +1,20 @@
 """Refuses a configuration that cannot train rightly, in one line, before any time is spent."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from apr_train.config import PUBLIC_MASKS, AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
 from apr_train.sampler import join_of
 from rewards.build import make_reward
 from rewards.errors import RewardError
+from rollout.engines.bearer import VARIABLE, TokenError, is_loopback, token_of
 from rollout.errors import nearest
+from rollout.shown import secret_in
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": ("arithmetic", "multiplication", "countdown", "countdown_search", "jsonl", "corpus"),
@@ -75,6 +79,7 @@ def validate(config: Config, ranks: int = 1) -> None:
 
     >>> validate(config, ranks=2)  # algorithm.prompts_per_step=3 must be a multiple of the number of ranks, 2
     """
+    _check_secrets(config)
     _check_dialect(config)
     for key, options in CHOICES.items():
         _one_of(key, attrgetter(key)(config), options)
@@ -300,8 +305,46 @@ def _check_rollout(rollout: RolloutConfig, model: ModelConfig, *, flat: bool) ->
             url.startswith(("http://", "https://")),
             f"rollout.url={rollout.url}: vllm_http needs the server's address, e.g. http://127.0.0.1:8000/v1",
         )
+        _check_host(url)
     else:
         _need(rollout.url is None, f"rollout.url={rollout.url} is only for rollout=vllm_http")
+
+
+def _check_host(url: str) -> None:
+    try:
+        host, token = urlsplit(url).hostname, token_of()
+    except TokenError as error:
+        raise ConfigError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(f"rollout.url={url} is no address ({error})") from error
+    _need(
+        token is not None or is_loopback(host),
+        f"rollout.url={url} is another machine: set {VARIABLE} to the token of its server, here and there",
+    )
+
+
+def _check_secrets(config: Config) -> None:
+    """Settings are printed, logged and saved: none may hold a secret. Comes first, for later checks repeat values."""
+    for key, value in _texts(asdict(config)):
+        found = secret_in(value)
+        _need(
+            found is None,
+            f"{key} holds {found}, and settings are written down: "
+            + (f"put the token in {VARIABLE}" if key == "rollout.url" else "put it in an environment variable"),
+        )
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, text) of every text among nested settings, names of open ones included."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield key, str(name)
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner, key)
+    elif isinstance(value, str):
+        yield key, value
 
 
 def _check_algorithm(algorithm: AlgorithmConfig, ranks: int) -> None:

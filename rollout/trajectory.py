@@ -156,7 +156,7 @@ class Trajectory:
             )
             calls = tuple(Call(tuple(c["context"]), c["sampled"], c["event"]) for c in raw.pop("calls"))
             return cls(segments=segments, calls=calls, **raw)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise TrajectoryError(f"not a trajectory line ({error!r}): {line[:80]!r}") from error
 
 

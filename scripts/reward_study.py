@@ -249,7 +249,7 @@ def show(result: dict[str, Any]) -> None:
             f"{mean['trigger_rate']:.2f}",
             f"{mean['speedup_ratio_of_means']:.2f}x",
         )
-    console = Console(width=80)
+    console = Console(width=80, markup=False, highlight=False)
     console.print(table)
     for claim, held in result["claims"].items():
         console.print(f"{'yes' if held else 'NO ':4}{claim}")

@@ -28,6 +28,7 @@ from rewards.build import make_reward
 from rewards.reward import Reward
 from rewards.scored import Group
 from rollout.errors import UserError
+from rollout.shown import one_line
 
 Columns = dict[str, np.ndarray]
 """A reward's total and its terms: arrays over all rollouts, in one order for all rewards."""
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rewards:
             report(rewards, groups, arguments.step, arguments.plot)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -83,7 +84,7 @@ def report(rewards: dict[str, Reward], groups: list[tuple[int, Group]], step: in
         values[name], saturated[name] = score(reward, groups, step)
     totals = {name: columns["total"] for name, columns in values.items()}
     ranks = rank_correlations(totals | facts)
-    console = Console(width=80)
+    console = Console(width=80, markup=False, highlight=False)
     alone = sum(len(group.members) == 1 for _, group in groups)
     console.print(
         f"{len(members)} rollouts in {len(groups)} groups, {facts['correct'].mean():.1%} right"

@@ -41,7 +41,7 @@ def main(composed: DictConfig) -> None:
 
 def show(summary: dict[str, Any], folder: str) -> None:
     """Prints the tables, and where the rest is."""
-    console = Console(width=80)
+    console = Console(width=80, markup=False, highlight=False)
     for table in tables(summary):
         console.print(table)
     console.print(f"everything: {folder}/summary.json")

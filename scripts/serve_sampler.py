@@ -1,7 +1,9 @@
-"""Serves a run's start folder with vLLM on loopback, the way `rollout=vllm_http` needs it.
+"""Serves a run's start folder with vLLM, on loopback unless told, the way `rollout=vllm_http` needs it.
 
 python scripts/serve_sampler.py --port 8000 experiment=quickstart
 python scripts/train.py experiment=quickstart rollout=vllm_http rollout.url=http://127.0.0.1:8000/v1
+
+With VLLM_API_KEY set, on both sides, every route but /health asks for it; a --host that other machines reach needs it.
 """
 
 import argparse
@@ -18,23 +20,25 @@ from apr_train.model import prepare_model_folder
 from rollout.dialects import dialect_class
 from rollout.engines.vllm_http import server_command
 from rollout.errors import UserError
+from rollout.shown import one_line
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--host", default="127.0.0.1", help="what to listen on; other machines need VLLM_API_KEY")
     arguments, overrides = parser.parse_known_args()
     try:
-        command = command_of(load(overrides), arguments.port)
+        command = command_of(load(overrides), arguments.port, arguments.host)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    # The development routes load weights; they and the server are for this machine alone.
+    # The development routes load weights: `server_command` lets nobody else reach them without the token.
     environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_HOST_IP": "127.0.0.1"}
-    return subprocess.run([*command, "--host", "127.0.0.1"], env=environment, check=False).returncode
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
-def command_of(config: Config, port: int) -> list[str]:
+def command_of(config: Config, port: int, host: str) -> list[str]:
     """Writes the folder that training would start from, and names the command that serves it."""
     start = Path(config.output_dir) / "start"
     tags = dialect_class(config.dialect.name).tags(config.dialect.options)
@@ -44,6 +48,7 @@ def command_of(config: Config, port: int) -> list[str]:
         max_context=config.model.max_context,
         dtype=config.model.dtype,
         port=port,
+        host=host,
         cpu_kv_cache_gib=None if torch.cuda.is_available() else config.rollout.kv_cache_gib,
     )
 

@@ -68,7 +68,7 @@ def wait_for(health: str, server: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.5)
         assert server.poll() is None, log.read_text()[-2000:]
         try:
-            if httpx.get(health).is_success:
+            if httpx.get(health, timeout=5).is_success:
                 return
         except httpx.ConnectError:
             continue

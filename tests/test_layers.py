@@ -1,4 +1,4 @@
-"""Imports go one way, heavy libraries stay in their one place, and nothing runs text as code: read off the sources."""
+"""Imports go one way, and heavy libraries stay in their one place: read off the sources."""
 
 import ast
 from collections.abc import Iterator
@@ -28,8 +28,6 @@ HOMES = {
 }
 """Where each heavy library lives. Adding a file here is a decision, not a repair."""
 
-CODE_FROM_DATA = ("pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
-
 
 def breaches(path: str, source: str) -> Iterator[str]:
     """What a file does that it may not, one line each."""
@@ -39,8 +37,6 @@ def breaches(path: str, source: str) -> Iterator[str]:
     for node in ast.walk(tree):
         for module in imported(node, path):
             yield from misplaced(path, module)
-        if isinstance(node, ast.Call):
-            yield from unsafe(node)
 
 
 def imported(node: ast.AST, path: str) -> Iterator[str]:
@@ -64,20 +60,6 @@ def misplaced(path: str, module: str) -> Iterator[str]:
         yield "rollout may import torch in rollout/engines only"
     if package != "tests" and top in HOMES and not any(fnmatch(path, home) for home in HOMES[top]):
         yield f"{top} belongs in {', '.join(HOMES[top])}"
-    if top in CODE_FROM_DATA:
-        yield f"{top} runs code from data"
-
-
-def unsafe(call: ast.Call) -> Iterator[str]:
-    name = name_of(call.func)
-    given = {word.arg: word.value.value for word in call.keywords if isinstance(word.value, ast.Constant)}
-    if name in ("eval", "exec", "builtins.eval", "builtins.exec", "os.system", "os.popen"):
-        yield f"{name} runs text as code"
-    for flag in ("shell", "trust_remote_code", "allow_pickle"):
-        if given.get(flag) is True:
-            yield f"{flag}=True runs text as code"
-    if name == "torch.load" and given.get("weights_only") is not True:
-        yield "torch.load needs weights_only=True"
 
 
 def name_of(function: ast.expr) -> str:
@@ -107,13 +89,6 @@ def test_every_file_keeps_to_its_layer(path: str) -> None:
         ("apr_train/packing.py", "import deepspeed", f"deepspeed belongs in {', '.join(HOMES['deepspeed'])}"),
         ("apr_train/config.py", "import hydra", f"hydra belongs in {', '.join(HOMES['hydra'])}"),
         ("scripts/train.py", "import wandb", f"wandb belongs in {', '.join(HOMES['wandb'])}"),
-        ("scripts/train.py", "import pickle", "pickle runs code from data"),
-        ("scripts/train.py", "eval('1 + 1')", "eval runs text as code"),
-        ("scripts/train.py", "os.system('ls')", "os.system runs text as code"),
-        ("scripts/train.py", "run('ls', shell=True)", "shell=True runs text as code"),
-        ("scripts/train.py", "load(trust_remote_code=True)", "trust_remote_code=True runs text as code"),
-        ("scripts/train.py", "torch.load(f)", "torch.load needs weights_only=True"),
-        ("scripts/train.py", "torch.load(f, weights_only=False)", "torch.load needs weights_only=True"),
     ],
 )
 def test_a_breach_is_seen(path: str, line: str, breach: str) -> None:
@@ -129,7 +104,7 @@ def test_a_missing_docstring_is_seen() -> None:
     [
         ("rollout/engines/vllm_inprocess.py", "import vllm, torch"),
         ("apr_train/run.py", "from rewards.reward import Reward\nfrom rollout import engine"),
-        ("scripts/train.py", "import hydra\nmodel.eval()\ntorch.load(f, weights_only=True)"),
+        ("scripts/train.py", "import hydra, torch"),
         ("rollout/dialects/base.py", "from . import sequential\nfrom ..tokens import Tokens"),
         ("tests/test_x.py", "import vllm"),
     ],

@@ -35,13 +35,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
     environment |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_HOST_IP": "127.0.0.1"}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--host", "127.0.0.1"], env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         for _ in range(240):
             time.sleep(0.5)
             assert process.poll() is None, (folder / "log").read_text()[-3000:]
             try:
-                if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success:
                     break
             except httpx.ConnectError:
                 continue
@@ -123,11 +123,12 @@ class FakeServer:
         model = {"data": [{"id": "m", "max_model_len": 64}]}
         probe = {"choices": [{"token_ids": [0], "logprobs": {"token_logprobs": [logprob]}, "finish_reason": "length"}]}
         answers = [(200, json.dumps(model)), (200, json.dumps(probe)), *script]
-        self.requests = 0
+        self.requests, self.asked = 0, list[tuple[str, str | None]]()
 
         class Handler(BaseHTTPRequestHandler):
             def answer(handler) -> None:
                 handler.rfile.read(int(handler.headers.get("content-length", 0)))
+                self.asked.append((handler.path, handler.headers.get("authorization")))
                 status, text = answers[min(self.requests, len(answers) - 1)]
                 self.requests += 1
                 if status == 0:  # never answers

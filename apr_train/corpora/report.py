@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from apr_train.corpora.base import Worked
+from rollout.shown import visible
 
 
 @dataclass
@@ -55,8 +57,8 @@ class Report:
 
     def table(self) -> Table:
         """At most 80 columns wide."""
-        title = f"{self.source} as {self.layout}: {self.kept} of {self.read} rows kept"
-        table = Table(title=title, width=80)
+        title = f"{visible(self.source)} as {self.layout}: {self.kept} of {self.read} rows kept"
+        table = Table(title=Text(title), width=80)
         table.add_column("reason", overflow="fold")
         table.add_column("rows", justify="right", no_wrap=True)
         table.add_column("first", overflow="fold", max_width=26)
@@ -64,13 +66,13 @@ class Report:
         table.add_row(f"kept ({shares})", str(self.kept), "")
         table.add_section()
         for reason, count in self._by_count():
-            table.add_row(reason, str(count), self.first[reason])
+            table.add_row(visible(reason), str(count), visible(self.first[reason]))
         return table
 
 
 def show(report: Report, more: Mapping[str, Table] | None = None) -> None:
     """Prints a report, and further tables under it."""
-    console = Console(width=80)
+    console = Console(width=80, markup=False, highlight=False)
     for table in (report.table(), *(more or {}).values()):
         console.print(table)
 

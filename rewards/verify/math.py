@@ -100,15 +100,16 @@ class _Worker:
             raise
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # -I: this folder holds a math.py that must not shadow the standard library's. Own session: a Ctrl-C at the
-        # terminal is for the trainer, which still needs verdicts while it finishes the step.
+        # -I: this folder holds a math.py that must not shadow the standard library's, and PYTHONPATH has no say in what
+        # judges. -B: nothing is written. The environment is no copy of ours, which holds tokens. Own session: a Ctrl-C
+        # at the terminal is for the trainer, which still needs verdicts while it finishes the step.
         script = str(Path(__file__).with_name("math_worker.py"))
         self._process = subprocess.Popen(
-            [sys.executable, "-I", script, str(MEMORY_BYTES), str(math.ceil(self._deadline_s) + 2)],
+            [sys.executable, "-IB", script, str(MEMORY_BYTES), str(math.ceil(self._deadline_s) + 2)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""), "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
+            env={"LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""), "OMP_NUM_THREADS": "1"},
             start_new_session=True,
             bufsize=0,
         )

@@ -11,6 +11,9 @@ import sys
 from importlib import import_module
 from typing import Any, TextIO
 
+OPEN_FILES = 32
+"""The three pipes, and what a library opens to read its own data."""
+
 
 def judge(math_verify: Any, answer: str, gold: str) -> str:
     """A verdict other than `timeout`. An answer that is no mathematics where the gold is, is `unparsable`."""
@@ -48,17 +51,25 @@ def serve(math_verify: Any, requests: TextIO, replies: TextIO, cpu_s: int) -> No
         print(json.dumps({"verdict": verdict}), file=replies, flush=True)
 
 
-def limit(kind: int, value: int) -> None:
-    """Sets a soft limit, as far as the machine's hard limit allows."""
+def limit(kind: int, value: int, *, for_good: bool = False) -> None:
+    """Sets a soft limit, as far as the machine's hard limit allows; `for_good` lowers the hard one with it."""
     hard = resource.getrlimit(kind)[1]
-    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+    soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (soft, soft if for_good else hard))
+
+
+def confine() -> None:
+    """What judging needs no more, once everything is imported: new files and processes, and bytes in any file."""
+    limit(resource.RLIMIT_NOFILE, OPEN_FILES, for_good=True)
+    limit(resource.RLIMIT_NPROC, 0, for_good=True)  # the kernel counts per user, and does not count root's
+    limit(resource.RLIMIT_FSIZE, 0, for_good=True)  # pipes are no files: replies still go out
 
 
 def main() -> None:
     """argv: memory limit in bytes, CPU seconds per request."""
     memory, cpu_s = int(sys.argv[1]), int(sys.argv[2])
-    limit(resource.RLIMIT_AS, memory)
-    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_AS, memory, for_good=True)
+    limit(resource.RLIMIT_CORE, 0, for_good=True)
     logging.disable(logging.CRITICAL)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not write into the replies
@@ -67,6 +78,7 @@ def main() -> None:
     except Exception as error:  # the parent raises it
         print(json.dumps({"ready": False, "reason": repr(error)}), file=replies, flush=True)
         return
+    confine()
     print(json.dumps({"ready": True}), file=replies, flush=True)
     serve(math_verify, sys.stdin, replies, cpu_s)
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids
+from rollout.engines.bearer import VARIABLE, EveryRoute, TokenError, is_loopback, token_of
 from rollout.engines.calls import Seeds, check_call, check_stock, first_line, together
 
 Result = TypeVar("Result")
@@ -23,21 +24,33 @@ _KEEP_ALIVE_SECONDS = 2.0
 
 
 def server_command(
-    model_path: str | Path, *, max_context: int, dtype: str, port: int, cpu_kv_cache_gib: float | None = None
+    model_path: str | Path,
+    *,
+    max_context: int,
+    dtype: str,
+    port: int,
+    host: str = "127.0.0.1",
+    cpu_kv_cache_gib: float | None = None,
 ) -> list[str]:
     """The command that serves `model_path` as this engine needs it. Run it with VLLM_SERVER_DEV_MODE=1 to load weights.
 
-    `cpu_kv_cache_gib` is the size of the key/value cache on a CPU; None on a GPU. Raises EngineError for a model that
-    vLLM would serve as another one.
+    `cpu_kv_cache_gib` is the size of the key/value cache on a CPU; None on a GPU. Where VLLM_API_KEY is set every route
+    asks for it. Raises EngineError for a model that vLLM would serve as another one, and TokenError for a `host` that
+    other machines reach while no token is set: the routes that load weights would be anybody's.
 
     >>> server_command("outputs/sft", max_context=1024, dtype="bfloat16", port=8000)[1:3]
     ['-m', 'vllm.entrypoints.openai.api_server']
     """
     check_stock(model_path, "vLLM")
+    token = token_of()
+    if token is None and not is_loopback(host):
+        raise TokenError(f"other machines reach {host}: set {VARIABLE} to a token, here and where you train")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path)]
-    command += ["--port", str(port), "--dtype", dtype, "--max-model-len", str(max_context)]
+    command += ["--host", host, "--port", str(port), "--dtype", dtype, "--max-model-len", str(max_context)]
     command += ["--skip-tokenizer-init", "--logprobs-mode", "processed_logprobs"]
     command += ["--worker-extension-cls", "rollout.engines.vllm_worker.WeightLoader"]
+    if token is not None:  # vLLM's own check leaves out the routes that load weights
+        command += ["--middleware", f"{EveryRoute.__module__}.{EveryRoute.__qualname__}"]
     if cpu_kv_cache_gib is not None:  # the rest for the reasons given in vllm_inprocess
         command += ["--kv-cache-memory-bytes", str(int(cpu_kv_cache_gib * (1 << 30)))]
         command += ["--enforce-eager", "--block-size", "32", "--no-enable-chunked-prefill"]
@@ -48,7 +61,8 @@ def server_command(
 class VllmHttpEngine:
     """A running vLLM server, checked when the engine is made: that it is there, fits, and reports exact log-probs.
 
-    Weights go through a file in `weights_folder`, which the server must see under the same path.
+    Weights go through a file in `weights_folder`, which the server must see under the same path. Every request carries
+    VLLM_API_KEY, where it is set, as a bearer token.
 
     >>> engine = VllmHttpEngine("http://127.0.0.1:8000/v1", max_context=1024)
     >>> engine.run([engine.complete([3, 1, 4], Sampling(max_tokens=2, stop_ids=(7,)))])
@@ -66,7 +80,8 @@ class VllmHttpEngine:
         timeout_seconds: float = 600.0,
         seed: int = 0,
     ) -> None:
-        """`model` may be left out when the server serves one. Raises EngineError when the server is not as needed."""
+        """`model` may be left out when the server serves one. Raises EngineError when the server is not as needed,
+        TokenError for a token that no header can carry."""
         self.url = url.rstrip("/")
         self.max_context = max_context
         self.policy_version = 0
@@ -75,6 +90,8 @@ class VllmHttpEngine:
         self._limits = httpx.Limits(max_connections=max_in_flight, keepalive_expiry=_KEEP_ALIVE_SECONDS)
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        token = token_of()
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.model = ""
         self.reseed(seed)
         self.run([self._check_server(model)])
@@ -187,7 +204,9 @@ class VllmHttpEngine:
             raise EngineError(f"no vLLM server at {url}: start one, or correct rollout.url") from error
         except httpx.HTTPError as error:
             raise EngineError(f"{url} broke off ({first_line(error)}): see the server's log") from error
-        if response.is_error:
+        if response.status_code == 401:
+            raise EngineError(f"{url} wants a bearer token, or another one: set {VARIABLE} to the server's, here too")
+        if not response.is_success:
             raise EngineError(f"{url} answered {response.status_code}: {_reason(response)}")
         return response.json() if response.content else None
 
@@ -196,7 +215,10 @@ class VllmHttpEngine:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             transport = httpx.AsyncHTTPTransport(retries=_CONNECT_RETRIES, limits=self._limits)
-            self._client, self._loop = httpx.AsyncClient(transport=transport, timeout=None), loop
+            # No deadline here: `_request` holds one over the whole exchange. Redirects are not followed, so that the
+            # token goes to this server alone.
+            client = httpx.AsyncClient(transport=transport, timeout=None, headers=self._headers)
+            self._client, self._loop = client, loop
         return self._client
 
 
