@@ -8,13 +8,16 @@ PYTHON := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-resume lint typecheck bench pins clean
+.PHONY: help setup doctor quickstart test test-slow test-resume lint typecheck bench pins clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make the environment (EXTRA=gpu, VENV=folder); instant when nothing changed
 	@scripts/setup.sh "$(EXTRA)" "$(VENV)"
+
+doctor: setup ## what this machine lacks for an experiment (ARGS=experiment=... or --quick)
+	@$(PYTHON) scripts/doctor.py $(ARGS)
 
 quickstart: setup ## train on this CPU and print the result table
 	@$(PYTHON) scripts/quickstart.py $(ARGS)

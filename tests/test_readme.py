@@ -55,6 +55,11 @@ def test_a_training_command_starts_from_a_model_the_reader_can_have(
         check_model_folder(model)  # made from scratch, or the hub's to find
 
 
+@pytest.mark.parametrize("command", [line for line in LINES if "scripts/doctor.py" in line])
+def test_a_doctor_command_names_a_configuration_there_is(command: str) -> None:
+    compose.load([word for word in shlex.split(command) if "=" in word])
+
+
 def test_training_commands_are_shown_at_all() -> None:
     assert len(TRAINING) >= 6
 
