@@ -73,7 +73,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if source is None:
         return character_tokenizer()
     with _one_line_errors(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -85,7 +85,7 @@ def load_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     if config.path is None:
         return AutoModelForCausalLM.from_config(_scratch(config, tokenizer)).to(dtype)
     with _one_line_errors(config.path, "config.json"):
-        architecture = AutoConfig.from_pretrained(config.path, revision=config.revision)
+        architecture = AutoConfig.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
     longest = getattr(architecture, "max_position_embeddings", config.max_context)
     if longest < config.max_context:
         raise ModelError(f"model.max_context={config.max_context} is longer than the model's own {longest}: lower it")

@@ -138,7 +138,7 @@ def open_parts(
     with world.main_process_first():
         if world.is_main_process:
             prepare_model_folder(config.model, tags, folder / "start", config.seed)
-    tokens = Tokens(AutoTokenizer.from_pretrained(folder / "start"))
+    tokens = Tokens(AutoTokenizer.from_pretrained(folder / "start", trust_remote_code=False))
     dialect = make_dialect(config.dialect.name, tokens, config.dialect.join, config.dialect.options)
     check_prompts(tokens, [*problems.sft, *problems.rl, *problems.heldout], config)
     log = MetricsLog(config, folder, world.is_main_process)

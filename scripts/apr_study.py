@@ -135,7 +135,7 @@ def measure_all(folder: Path, problems: int, overrides: Sequence[str]) -> list[P
     points: list[Point] = []
     for run in RUNS:
         config = load(settings(folder, run, overrides))
-        tokens = Tokens(AutoTokenizer.from_pretrained(folder / run / "start"))
+        tokens = Tokens(AutoTokenizer.from_pretrained(folder / run / "start", trust_remote_code=False))
         dialect = make_dialect(config.dialect.name, tokens, config.dialect.join, config.dialect.options)
         surface = SURFACES[config.data.options["surface"]]
         sampler = make_sampler(config, folder / run / "start")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,10 +108,11 @@ def test_processes_that_cannot_meet_are_a_line(monkeypatch: Patch) -> None:
 
 @pytest.mark.parametrize(("overrides", "result"), [([], "fail"), (["rollout=torch"], "warn")])
 def test_a_vllm_that_cannot_be_imported(monkeypatch: Patch, overrides: list[str], result: str) -> None:
-    def broken(_: str) -> None:
-        raise OSError("libcudart.so.13: cannot open shared object file")
+    def broken(name: str, package: str | None = None) -> Any:
+        if name == "vllm":
+            raise OSError("libcudart.so.13: cannot open shared object file")
+        return import_module(name, package)
 
-    load(overrides)  # Hydra imports its own plug-ins this way
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
     found = doctor.vllm(overrides)
     assert found.result == result and "libcudart" in found.found and "rollout=torch" in found.advice

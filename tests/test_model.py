@@ -1,6 +1,9 @@
 """Tags become true tokens with sensible rows, text never does, and bad model folders fail before any work."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from apr_train.config import ModelConfig
 from apr_train.model import ModelError, character_tokenizer, load_model, load_tokenizer, prepare_model_folder
 from apr_train.weight_sync import full_weights, save_model, saved_weights
 from rollout.dialects import dialect_class, make_dialect
+from rollout.engines import thread_vectors
 from rollout.tokens import TagError, Tokens
 
 TAGS = dialect_class("threadweaver").tags()
@@ -134,3 +138,27 @@ def test_a_checkpoint_without_some_weights_is_refused_and_never_filled_up(tmp_pa
 def test_a_character_without_a_token_is_refused_and_never_padding() -> None:
     with pytest.raises(TagError, match="cannot spell"):
         Tokens(character_tokenizer()).text("café × 2")
+
+
+@pytest.mark.parametrize("load", ["load_tokenizer", "load_model", "thread_vectors"])
+def test_python_in_a_model_folder_is_never_run_not_even_when_somebody_says_yes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: str
+) -> None:
+    ran = tmp_path / "ran"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: pass\n")
+    auto = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+    for file in ("config.json", "tokenizer_config.json"):
+        (folder / file).write_text(json.dumps({"model_type": "evil", "auto_map": auto}))
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    config = ModelConfig(path=str(folder))
+    loads: dict[str, Callable[[], Any]] = {
+        "load_tokenizer": lambda: load_tokenizer(config),
+        "load_model": lambda: load_model(config, character_tokenizer()),
+        "thread_vectors": lambda: thread_vectors.load(folder),
+    }
+    with pytest.raises((ModelError, ValueError)):
+        loads[load]()
+    assert not ran.exists()

@@ -26,7 +26,14 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def token() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_API_KEY", "token-of-the-test")
+        yield "token-of-the-test"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, token: str) -> Iterator[str]:
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     save(tiny_qwen3(0), folder / "model")
     command = server_command(
@@ -88,6 +95,16 @@ def test_served_stops_and_seeds_are_the_callers(engine: VllmHttpEngine) -> None:
     assert (len(stopped.ids), len(stopped.logprobs), stopped.finish) == (1, 1, "stop")
     assert (went_on.ids, went_on.finish) == ((EOS,) * 9, "length")
     assert seeded[0].ids == seeded[1].ids != seeded[2].ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ["/v1/models", "/collective_rpc", "/reset_prefix_cache", "/server_info", "/docs"])
+def test_a_real_server_answers_nothing_without_the_token(server: str, token: str, route: str) -> None:
+    url = server.removesuffix("/v1") + route
+    body = {"method": "load_weights_file", "args": ["/none"]}
+    for headers in ({}, {"Authorization": "Bearer other"}):
+        assert httpx.post(url, json=body, headers=headers, timeout=30).status_code == 401
+    assert httpx.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=30).status_code != 401
 
 
 @pytest.mark.slow

@@ -54,7 +54,9 @@ def load(path: str | Path, **options: Any) -> Any:
     That alone would leave them out. Raises what it raises, and EngineError as `install` does or for a folder of whose
     config and files only one has vectors.
     """
-    config: Any = cast(Any, AutoConfig).from_pretrained(path, revision=options.get("revision"))
+    # Said aloud: without it transformers asks at a terminal whether to run the Python in the folder.
+    options = options | {"trust_remote_code": False}
+    config: Any = cast(Any, AutoConfig).from_pretrained(path, revision=options.get("revision"), trust_remote_code=False)
     numbered = getattr(config, VECTORS_KEY, 0)
     kind = _with_vectors(config) if numbered else cast(Any, AutoModelForCausalLM)
     model, report = kind.from_pretrained(path, **options | {"output_loading_info": True})
