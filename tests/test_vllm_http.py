@@ -153,6 +153,8 @@ class FakeServer:
                     return
                 handler.send_response(status)
                 handler.send_header("content-type", "application/json")
+                if status // 100 == 3:
+                    handler.send_header("location", "/elsewhere")
                 handler.send_header("content-length", str(len(text)))
                 handler.end_headers()
                 handler.wfile.write(text.encode())
