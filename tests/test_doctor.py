@@ -109,7 +109,7 @@ def test_processes_that_cannot_meet_are_a_line(monkeypatch: Patch) -> None:
 @pytest.mark.parametrize(("overrides", "result"), [([], "fail"), (["rollout=torch"], "warn")])
 def test_a_vllm_that_cannot_be_imported(monkeypatch: Patch, overrides: list[str], result: str) -> None:
     def broken(name: str, package: str | None = None) -> Any:
-        if name == "vllm":
+        if name == "rollout.engines.vllm_inprocess":
             raise OSError("libcudart.so.13: cannot open shared object file")
         return import_module(name, package)
 
