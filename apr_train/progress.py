@@ -1,19 +1,26 @@
 """Whose folder it is and how far its run came: claimed at the start, noted after each part, read by the next start."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
-from apr_train.checkpoint import read_json, write_json
+from apr_train.checkpoint import LATEST, read_json, replace_text, write_json
 from apr_train.config import Config
 from apr_train.identity import FREE, check_same_run, forget, identity_of
+from apr_train.lifecycle import Stopped
 from apr_train.rollouts import Sampler
 from apr_train.tasks.base import Problem
 
 PROGRESS = "progress.json"
+STOPPED = "APR_STOPPED"
+"""Names, in the environment, the file that says to the launcher of this node that the run saved because it was told to
+stop: torchrun's exit code is 1 whatever its ranks' was."""
 
 
 def claim(
@@ -59,3 +66,33 @@ class Progress:
             self.world.wait_for_everyone()
         self.sampler.policy_version = self.parts[name]["policy_version"]
         return self.parts[name]["result"]
+
+
+@contextmanager
+def noted_stop(folder: Path, world: PartialState) -> Iterator[None]:
+    """When the run is told to stop, tells the launcher of each node how far it came. Collective then.
+
+    No rank leaves before all nodes are told: where one ends, torchrun and srun end the others.
+    """
+    try:
+        yield
+    except Stopped:
+        file = os.environ.get(STOPPED)
+        came: list[str] = gather_object([reached(folder)])  # of the first rank, which wrote what the others read
+        if file and world.is_local_main_process:
+            replace_text(Path(file), f"{came[0]}\n")
+        world.wait_for_everyone()
+        raise
+
+
+def reached(folder: Path) -> str:
+    """How far a run came, in words that change as soon as it comes further.
+
+    >>> reached(Path("outputs/quickstart"))  # the warm start is over, and 40 steps of GRPO are saved
+    'sft sft_heldout rl/step_40'
+    """
+    done = list(read_json(folder / PROGRESS)) if (folder / PROGRESS).exists() else []
+    saved = [
+        f"{file.parent.name}/{file.read_text().strip()}" for file in sorted(folder.glob(f"checkpoints/*/{LATEST}"))
+    ]
+    return " ".join([*done, *(each for each in saved if each.partition("/")[0] not in done)]) or "nothing"

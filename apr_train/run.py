@@ -30,7 +30,7 @@ from apr_train.logger import LogCallback, MetricsLog, keep_lines, quiet_librarie
 from apr_train.masks import Masks, masks_of
 from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
-from apr_train.progress import Progress, claim
+from apr_train.progress import Progress, claim, noted_stop
 from apr_train.rollouts import Rollouts, budget_of, strategy_of
 from apr_train.sampler import make_sampler
 from apr_train.saving import Saver
@@ -95,7 +95,7 @@ def run(config: Config) -> dict[str, Any]:
         if world.is_main_process:
             print(f"{folder} holds this run, finished: resume=never starts it anew", file=sys.stderr)
         return json.loads((folder / "summary.json").read_text())
-    with open_parts(config, world, folder, task, problems, flag) as parts:
+    with open_parts(config, world, folder, task, problems, flag) as parts, noted_stop(folder, world):
         summary: dict[str, Any] = {"name": config.name, "seed": config.seed, "ranks": world.num_processes}
         start, progress.sampler = folder / "start", parts.rollouts.sampler
         if config.sft.steps:

@@ -1,6 +1,7 @@
 """Verifiers: a verdict for every text, strictness, exactness, and a child process that cannot hang or leak."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -248,6 +249,14 @@ def test_a_child_that_dies_is_an_error_once_and_replaced() -> None:
         assert verify("72", "72") == "correct"
         os.kill(_pids(verify)[0], 9)
         assert verify("72", "72") == "error"
+        assert verify("72", "72") == "correct"
+
+
+def test_a_signal_that_slurm_sends_to_every_process_leaves_the_verifier_alone() -> None:
+    with MathVerifier(deadline_s=20) as verify:
+        assert verify("72", "72") == "correct"
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(_pids(verify)[0], number)
         assert verify("72", "72") == "correct"
 
 
