@@ -15,6 +15,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from apr_train.cluster import ranks_of
 from apr_train.config import Config, ConfigError
 from apr_train.lifecycle import REQUEUE, Stopped
 from apr_train.validate import check_model_folder, validate
@@ -79,7 +80,7 @@ def to_config(composed: DictConfig) -> Config:
         raise ConfigError(f"{key} has no value; add {key}=... to the command line")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    validate(config, ranks())
+    validate(config, ranks_of(config, ranks()))
     check_model_folder(config.model)
     return config
 

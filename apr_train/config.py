@@ -253,12 +253,29 @@ class DeadlineConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """Where `dry_run=true` shows how to start the run; a run itself does not read it."""
+
+    launcher: str = "none"
+    """none | slurm"""
+    nodes: int = 1
+    gpus_per_node: int = 0
+    """A rank each; 0: one rank a node, on its CPU."""
+    time: str = "24:00:00"
+    """Of one start; what it leaves is done by the next."""
+    partition: str | None = None
+    account: str | None = None
+
+
+@dataclass
 class LoggerConfig:
     """Where metrics go."""
 
     wandb: str = "offline"
     """online | offline | disabled"""
     project: str = "adaptive-parallel-reasoning"
+    group: str | None = None
+    """W&B shows the runs of one group together: give the runs of a sweep the same one."""
     progress: bool = True
     rollouts_every: int = 10
     """Write all trajectories of every n-th step to rollouts-rank<r>.jsonl; 0 writes none."""
@@ -289,6 +306,7 @@ class Config:
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     deadline: DeadlineConfig = field(default_factory=DeadlineConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     name: str = "run"

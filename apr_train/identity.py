@@ -15,7 +15,7 @@ from apr_train.tasks.base import Problem
 
 IDENTITY = "identity.json"
 FREE = (
-    *("name", "output_dir", "dry_run", "resume", "logger", "checkpoint", "deadline"),
+    *("name", "output_dir", "dry_run", "resume", "logger", "checkpoint", "deadline", "cluster"),
     *("rollout.url", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
     *("algorithm.gap_warn", "algorithm.gap_stop"),
 )
@@ -59,7 +59,7 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], *, writes: bool, force
 
 def forget(folder: Path) -> None:
     """Removes what a start would go on from; weights and plots of the old run stay until they are written again."""
-    for name in (IDENTITY, "progress.json", "metrics.jsonl", "wandb_id", "summary.json"):
+    for name in (IDENTITY, "progress.json", "metrics.jsonl", "wandb_id", "summary.json", "requeues"):
         (folder / name).unlink(missing_ok=True)
     for file in folder.glob("rollouts-rank*.jsonl"):
         file.unlink()

@@ -69,6 +69,7 @@ class MetricsLog:
         self._wandb = wandb.init(
             project=config.logger.project,
             name=config.name,
+            group=config.logger.group,
             id=_run_id(folder / "wandb_id"),
             resume="allow",
             mode=cast(Mode, config.logger.wandb),

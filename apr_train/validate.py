@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.engine": ("auto", "vllm", "vllm_http", "torch"),
     "strategy.name": ("fork_join", "group_think", "hogwild"),
     "resume": ("auto", "never", "force"),
+    "cluster.launcher": ("none", "slurm"),
     "logger.wandb": ("online", "offline", "disabled"),
     "self_train.source": ("start", "last"),
     "model.dtype": ("float32", "bfloat16"),
@@ -39,6 +40,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("algorithm.dynamic_sampling", "model.thread_vectors"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("deadline.engine_start", "deadline.rollout", "deadline.verify", "deadline.sync", "deadline.collective"),
+        "cluster.gpus_per_node",
         *("logger.rollouts_every", "eval.problems", "eval.temperature"),
     ),
     1: (
@@ -46,7 +48,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("model.intermediate_size", "model.max_context", "data.train_problems"),
         *("algorithm.prompts_per_step", "algorithm.micro_batches", "sft.problems_per_step"),
         *("rollout.max_response_tokens", "rollout.max_critical_tokens", "rollout.max_threads", "rollout.max_blocks"),
-        *("rollout.max_depth", "checkpoint.keep_last"),
+        *("rollout.max_depth", "checkpoint.keep_last", "cluster.nodes"),
         *("self_train.rounds", "self_train.samples_per_problem", "self_train.keep_per_problem"),
         *("self_train.max_critical", "self_train.steps", "self_train.batch_problems"),
         *("rollout.max_thread_tokens", "rollout.answer_tokens", "rollout.max_in_flight"),
@@ -97,6 +99,10 @@ def validate(config: Config, ranks: int = 1) -> None:
     _need(rate is None or rate > 0, f"self_train.learning_rate={rate} must be above 0")
     _need(eta is None or 0.0 <= eta < 1.0, f"self_train.min_eta={eta} must be in [0, 1)")
     _need(bool(config.name) and "/" not in config.name, f"name={config.name!r} must be a folder name, without /")
+    _need(
+        config.cluster.launcher == "none" or config.dry_run,
+        "cluster=slurm starts nothing by itself: add dry_run=true, and type the sbatch command that it prints",
+    )
     _check_reward(config)
     _check_scratch(config.model)
     _check_rollout(config.rollout, config.model, flat=join_of(config) != "message")

@@ -5,9 +5,10 @@ torchrun --nproc-per-node 2 scripts/train.py experiment=quickstart deepspeed=zer
 """
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from apr_train import compose
+from apr_train import cluster, compose
 from apr_train.plan import plan
 from apr_train.tasks import make_task
 
@@ -20,7 +21,9 @@ def main(composed: DictConfig) -> None:
             if compose.rank() == 0:
                 make_task(config.data.task, config.data.options)  # finds a wrong option or a missing file
                 print(OmegaConf.to_yaml(composed, resolve=True))
-                print(plan(config, compose.ranks()))
+                print(plan(config, cluster.ranks_of(config, compose.ranks())))
+                if config.cluster.launcher == "slurm":
+                    print(f"\n{cluster.shown(config, HydraConfig.get().overrides.task)}")
             return
     from apr_train.run import run  # torch, transformers and vLLM take seconds to import: not for a typing mistake
 

@@ -25,11 +25,10 @@ from apr_train.tasks.multiplication import MultiplicationOptions
 from apr_train.validate import CHOICES, check_model_folder, validate
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONFIGS.glob("*/*.yaml"))
-GROUPS = {field.name for field in fields(Config)} - {"name", "output_dir", "seed", "resume", "dry_run"} | {
-    "experiment",
-    "debug",
-}
+PLAIN = {"name", "output_dir", "seed", "dry_run", "resume"}
+GROUPS = {field.name for field in fields(Config)} - PLAIN | {"experiment", "debug"}
 NEEDS = {  # refused alone, on purpose
+    "cluster=slurm": ["dry_run=true", "cluster.nodes=2"],
     "algorithm=rao": ["reward=rao"],
     "model=qwen3_8b": ["deepspeed=zero3"],
     "strategy=group_think": ["dialect=parathinker"],
@@ -206,6 +205,8 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
             "dialect.mask=multiverse",
             "not threadweaver: use dialect=multiverse_as_published",
         ),
+        ("cluster=slurm", "starts nothing by itself: add dry_run=true"),
+        ("cluster.launcher=slrm", "did you mean slurm?"),
         ("dialect.mask=exakt", "did you mean exact?"),
         ("algorithm.loss=grpo", "use dapo or cispo: it averages within each row"),
         ("algorithm.loss=bnpo", "how rows are split"),
