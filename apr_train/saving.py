@@ -99,13 +99,6 @@ class SavingTrainer:
             restore_rng(saver.rng)
             self._save_checkpoint(trainer.model)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """accelerate calls the device of a CPU rank cpu:0, where torch.load, which transformers asks for it, cannot."""
-        args = cast(Any, self).args
-        if args.device.type == "cpu":
-            vars(args)["_setup_devices"] = torch.device("cpu")  # what the cached args.device returns
-        cast(Any, super())._load_optimizer_and_scheduler(checkpoint)
-
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         """Replaces transformers' own, which a kill leaves half written."""
         trainer, saver = cast(Any, self), self.saver
