@@ -14,6 +14,7 @@ from trainers import make_trainer, rows_of_a_step, separate_logps, step_gradient
 
 from apr_train.advantage import AdvantageRule, group_advantages, scope_advantages
 from apr_train.credit import credit_calls, mean_over_calls, node_advantages
+from apr_train.deadlines import Deadlines
 from apr_train.grpo_trainer import NoSignalWarning, other_problems
 from apr_train.tasks.base import Problem
 from rewards.build import make_reward
@@ -202,6 +203,7 @@ class Prepared:
     """Problems 0 to 5 are right in every rollout, the others in every second one. Remembers what was asked for."""
 
     sampler: Any = None
+    deadlines = Deadlines()
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
