@@ -40,7 +40,7 @@ class Checkpoints:
     def draft(self, step: int) -> Path:
         """An empty folder to write step `step` into; drafts that an earlier process left are removed."""
         draft = self.path(step).with_suffix(".tmp")
-        with self._named(step):
+        with self.named(step):
             for stale in self.folder.glob("step_*.tmp"):
                 shutil.rmtree(stale)
             draft.mkdir(parents=True)
@@ -53,7 +53,7 @@ class Checkpoints:
     def seal(self, step: int, score: float | None = None) -> Path:
         """Makes the draft of `step` a checkpoint. Raises CheckpointError where the disk does not take it."""
         draft, path = self.path(step).with_suffix(".tmp"), self.path(step)
-        with self._named(step):
+        with self.named(step):
             files = {str(file.relative_to(draft)): _fingerprint(file) for file in _files(draft)}
             write_json(draft / MANIFEST, {"step": step, "score": score, "files": files})
             for each in (*(folder for folder in draft.rglob("*") if folder.is_dir()), draft):
@@ -63,20 +63,34 @@ class Checkpoints:
             draft.rename(path)
             _sync(self.folder)
             replace_text(self.folder / LATEST, f"{path.name}\n")
-            self._prune()
+        self._prune()
         return path
 
     @contextmanager
-    def _named(self, step: int) -> Iterator[None]:
-        """Turns what a disk refuses into a CheckpointError that says where the run can go on from."""
+    def named(self, step: int) -> Iterator[None]:
+        """Turns what a disk refuses, as Python, safetensors or torch.save tell it, into a CheckpointError that says
+        from where the run can go on."""
         try:
             yield
-        except OSError as error:
+        except Exception as error:
+            told = str(error)
+            if not (isinstance(error, OSError) or "(os error" in told or "PytorchStreamWriter" in told):
+                raise
             steps = self.steps()
             last = f"step {steps[-1]} is the last one" if steps else "there is none before it"
+            why = getattr(error, "strerror", None) or told.splitlines()[0]
             raise CheckpointError(
-                f"{self.path(step)} was not written ({error.strerror}): {last}; free some space and start again"
+                f"{self.path(step)} was not written ({why}): {last}; free some space and start again"
             ) from error
+
+    def set_aside(self, newest: Path | None) -> None:
+        """Renames what is newer than the checkpoint that is gone on from, which is damaged, to step_<n>.damaged: a
+        number that counts would push out the checkpoints that are written next. Of those set aside one stays."""
+        for step in self.steps():
+            if newest is None or step > step_of(newest):
+                for old in self.folder.glob("step_*.damaged"):
+                    shutil.rmtree(old)
+                self.path(step).rename(self.path(step).with_suffix(".damaged"))
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, whole or not, in order."""
@@ -112,6 +126,11 @@ class Checkpoints:
                 shutil.rmtree(self.path(step))
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step whose checkpoint it is."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def verify(checkpoint: Path) -> None:
     """Compares every file with the manifest. Raises CheckpointError for the first that is missing or another."""
     manifest = _manifest(checkpoint)
@@ -122,7 +141,11 @@ def verify(checkpoint: Path) -> None:
         if file.stat().st_size != told["bytes"]:
             size = file.stat().st_size
             raise CheckpointError(f"{checkpoint} is damaged: {name} has {size} bytes and not {told['bytes']}")
-        if _hash(file) != told["sha256"]:
+        try:
+            found = _hash(file)
+        except OSError as error:
+            raise CheckpointError(f"{checkpoint} is damaged: {name} cannot be read ({error.strerror})") from error
+        if found != told["sha256"]:
             raise CheckpointError(f"{checkpoint} is damaged: {name} has other contents than were written")
 
 
@@ -182,6 +205,12 @@ def _hash(file: Path) -> str:
         while block := opened.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until a folder's files are on the disk, as what is noted about them will be."""
+    for path in (*_files(folder), folder):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -53,7 +53,8 @@ def one_line_errors(*, every_rank: bool = False) -> Iterator[None]:
             yield
     except Stopped as stop:
         if rank() == 0:
-            print(f"stopped ({one_line(stop)}), and saved: the same command goes on", file=sys.stderr)
+            anew = " without resume=never" if "resume=never" in sys.argv else ""
+            print(f"stopped ({one_line(stop)}), and saved: the same command{anew} goes on", file=sys.stderr)
         sys.exit(REQUEUE)
     except UserError as error:
         which = f"rank {rank()}: " if every_rank and ranks() > 1 else ""

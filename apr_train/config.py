@@ -248,8 +248,8 @@ class DeadlineConfig:
     verify: float = 600.0
     sync: float = 600.0
     """The weights, from the trainer to the sampler."""
-    collective: float = 1800.0
-    """One exchange between ranks: how long ranks may be apart."""
+    collective: float = 5400.0
+    """One exchange between ranks, which may be apart by all of a rollout and its verdicts: longer than both."""
 
 
 @dataclass

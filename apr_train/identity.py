@@ -44,7 +44,9 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], *, writes: bool, force
             write_json(file, dict(ours))
         return
     theirs = read_json(file)
-    changed = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k) and k not in ("code", "later_code")]
+    defaults = dict(_flat(asdict(Config())))  # a key that did not exist then, at its default, changes nothing
+    before = {key: value for key, value in defaults.items() if key in ours} | theirs
+    changed = [k for k in {**before, **ours} if before.get(k) != ours.get(k) and k not in ("code", "later_code")]
     if changed and not force:
         told = ", ".join(f"{key} was {theirs.get(key)} and is {ours.get(key)}" for key in changed[:SHOWN])
         more = f" (and {len(changed) - SHOWN} more)" if len(changed) > SHOWN else ""
@@ -58,13 +60,18 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], *, writes: bool, force
 
 
 def forget(folder: Path) -> None:
-    """Removes what a start would go on from; weights and plots of the old run stay until they are written again."""
-    for name in (IDENTITY, "progress.json", "metrics.jsonl", "wandb_id", "summary.json", "requeues"):
+    """Removes what a start would go on from; weights and plots of the old run stay until they are written again.
+
+    The identity goes last: a kill in between leaves a folder that is still the old run's.
+    """
+    for name in ("progress.json", "metrics.jsonl", "wandb_id", "summary.json", "requeues"):
         (folder / name).unlink(missing_ok=True)
     for file in folder.glob("rollouts-rank*.jsonl"):
         file.unlink()
     for old in (folder / "checkpoints", *folder.glob("round*")):
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            shutil.rmtree(old)
+    (folder / IDENTITY).unlink(missing_ok=True)
 
 
 def fingerprint(problems: Iterable[Sequence[Problem]]) -> str:

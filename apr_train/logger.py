@@ -83,13 +83,13 @@ class MetricsLog:
         if self._live:
             self._live.start()
 
-    def write(self, stage: str, step: int, steps: int, metrics: dict[str, Any], started: float) -> None:
+    def write(self, stage: str, step: int, steps: int, metrics: dict[str, Any], started: float, first: int = 0) -> None:
         """One step's metrics under `stage` ("sft", "rl"); shows every step live, else every twentieth part."""
         if not self.is_main:
             return
         self._file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
         self._wandb.log({f"{stage}/step": step, **metrics})
-        line = progress_line(stage, step, steps, metrics, time.perf_counter() - started)
+        line = progress_line(stage, step, steps, metrics, time.perf_counter() - started, first)
         if self._live:
             self._live.update(Text(visible(line)))
         if (not self._live and step % max(1, steps // 20) == 0) or step == steps:
@@ -141,14 +141,14 @@ def _run_id(file: Path) -> str:
     return file.read_text().strip()
 
 
-def progress_line(stage: str, step: int, steps: int, metrics: dict[str, Any], seconds: float) -> str:
-    """One line of at most 80 columns.
+def progress_line(stage: str, step: int, steps: int, metrics: dict[str, Any], seconds: float, first: int = 0) -> str:
+    """One line of at most 80 columns; the seconds are of the steps after `first`.
 
     >>> progress_line("rl", 5, 50, {"reward": 0.91, "accuracy": 0.88, "tree/eta": 0.4}, 10.0)
     'rl 5/50 reward 0.91 acc 0.88 eta 0.40 left 1:30'
     """
     shown = [f"{label} {_short(metrics[name])}" for name, label in SHOWN.items() if metrics.get(name) is not None]
-    left = int(seconds / step * (steps - step)) if step else 0
+    left = int(seconds / (step - first) * (steps - step)) if step > first else 0
     return " ".join([f"{stage} {step}/{steps}", *shown, f"left {left // 60}:{left % 60:02d}"])
 
 
@@ -161,7 +161,7 @@ class LogCallback(TrainerCallback):
 
     def __init__(self, log: MetricsLog, stage: str) -> None:
         self.log, self.stage, self.alarms = log, stage, Alarms() if stage == "rl" else None
-        self._started = time.perf_counter()
+        self._started, self._first = time.perf_counter(), 0
 
     def go_on(self, step: int) -> None:
         """Takes the log back to what it was after `step`, and the alarms with it."""
@@ -169,8 +169,8 @@ class LogCallback(TrainerCallback):
             if self.alarms:
                 self.alarms.update(line)
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._started = time.perf_counter()
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self._started, self._first = time.perf_counter(), state.global_step
 
     def on_log(
         self,
@@ -188,4 +188,4 @@ class LogCallback(TrainerCallback):
             metrics |= self.alarms.update(metrics)
             for line in self.alarms.news:
                 self.log.say(line)
-        self.log.write(self.stage, state.global_step, state.max_steps, metrics, self._started)
+        self.log.write(self.stage, state.global_step, state.max_steps, metrics, self._started, self._first)

@@ -25,12 +25,12 @@ from apr_train.deadlines import Deadlines
 from apr_train.evaluate import Record, evaluate, summarise, write_records
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer, OnRollouts
 from apr_train.guard import GapGate
-from apr_train.lifecycle import StopFlag, Stopped
+from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback, MetricsLog, keep_lines, quiet_libraries
 from apr_train.masks import Masks, masks_of
 from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
-from apr_train.progress import Progress, claim, noted_stop
+from apr_train.progress import Progress, claim, noted_stop, or_stopped
 from apr_train.rollouts import Rollouts, budget_of, strategy_of
 from apr_train.sampler import make_sampler
 from apr_train.saving import Saver
@@ -109,13 +109,21 @@ def run(config: Config) -> dict[str, Any]:
         if world.is_main_process:
             write_json(folder / "summary.json", summary)
         progress.once("finished", lambda: True)
-        return summary
+    leave_world(world)
+    return summary
+
+
+def leave_world(world: PartialState) -> None:
+    """Ends the process group while all ranks are there: left to the interpreter's end, its threads may abort it."""
+    if world.num_processes > 1:
+        world.wait_for_everyone()
+        torch.distributed.destroy_process_group()
 
 
 def start_world(config: Config) -> PartialState:
     """Joins the ranks of torchrun (or makes a world of one), before DeepSpeed would, and before any model is made."""
     on_cpu = not torch.cuda.is_available()
-    wait = timedelta(seconds=config.deadline.collective or 10**6)
+    wait = timedelta(seconds=config.deadline.collective + 60 if config.deadline.collective else 10**6)
     if config.deepspeed.stage is not None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu" if on_cpu else "cuda")
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
@@ -189,6 +197,7 @@ def warm_start(parts: Parts, start: Path) -> None:
         parts.world,
         LogCallback(parts.log, "sft"),
         parts.flag,
+        parts.rollouts.deadlines,
         parts.masks,
     )
     AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin
@@ -223,13 +232,17 @@ def _rl(parts: Parts, start: Path) -> float:
 
     def restore(step: int, state: dict[str, Any]) -> None:
         log.go_on(step)
-        keep_lines(rollouts_file(parts), lambda line: line["step"] <= step)
+        if parts.world.is_main_process:  # also of ranks that there are no more
+            for file in parts.folder.glob("rollouts-rank*.jsonl"):
+                keep_lines(file, lambda line: line["step"] <= step)
         if state:
             sampler.policy_version = state["policy_version"]
             gate.sum, gate.count = state["gap"]
 
     score, tokenizer = config.checkpoint.keep_best, parts.tokens.tokenizer
-    trainer.attach(Saver(parts.checkpoints("rl"), tokenizer, parts.flag, state, restore, score))
+    trainer.attach(
+        Saver(parts.checkpoints("rl"), tokenizer, parts.flag, state, restore, score, parts.rollouts.deadlines)
+    )
     trainer.resume_training()
     save_model(trainer.policy(), tokenizer, parts.folder / "rl", parts.world.is_main_process)
     parts.world.wait_for_everyone()
@@ -266,12 +279,8 @@ def evaluate_folder(parts: Parts, folder: Path) -> dict[str, Any]:
     first = world.process_index * share
     mine = parts.problems.heldout[first : first + share]
     seed = mix(parts.config.seed, EVALUATION)
-    try:
-        records = evaluate(parts.rollouts, mine, parts.config.eval.temperature, seed, first)
-    except Stopped:
-        records = []
-    if any(gather_object([bool(parts.flag)])):
-        raise Stopped("told to stop while held-out problems were sampled")
+    temperature = parts.config.eval.temperature
+    records = or_stopped(lambda: evaluate(parts.rollouts, mine, temperature, seed, first), lambda: bool(parts.flag))
     everyone: list[Record] = gather_object(records)
     if world.is_main_process:
         write_records(folder / "heldout.jsonl", everyone)

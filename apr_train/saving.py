@@ -1,6 +1,6 @@
 """What SFT and GRPO share to survive: whole checkpoints, an agreed stop, an order of problems that can be resumed."""
 
-import json
+import math
 import random
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, field
@@ -9,14 +9,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from apr_train.checkpoint import Checkpoints, read_json, write_json
+from apr_train.checkpoint import CheckpointError, Checkpoints, read_json, step_of, write_json
+from apr_train.deadlines import Deadlines
 from apr_train.lifecycle import StopFlag, Stopped
 from apr_train.weight_sync import save_model
+from rollout.errors import UserError, nearest
 
 RUN_STATE = "run_state.json"
 
@@ -41,6 +44,9 @@ class Saver:
     restore: Callable[[int, dict[str, Any]], None] = lambda step, state: None
     score: str | None = None
     """The metric whose mean since the last checkpoint decides which one is the best."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    saved: int = 0
+    """The last step that a checkpoint has."""
     values: list[float] = field(default_factory=list[float])
     rng: dict[str, Any] = field(default_factory=dict[str, Any])
     at_step: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -66,7 +72,9 @@ class SavingTrainer:
             return False
         trainer = cast(Any, self)
         asked = torch.tensor(int(bool(self.saver.flag)), device=trainer.accelerator.device)
-        if not int(cast(Tensor, trainer.accelerator.reduce(asked, reduction="sum"))):
+        with self.saver.deadlines("collective"):
+            told = int(cast(Tensor, trainer.accelerator.reduce(asked, reduction="sum")))
+        if not told:
             return False
         self.saver.flag.set("another rank was told to")
         return True
@@ -78,24 +86,49 @@ class SavingTrainer:
         """
         trainer, saver = cast(Any, self), self.saver
         assert saver is not None
-        found = saver.checkpoints.newest()
-        step, state = (0, {}) if found is None else (json.loads(found.name.split("_")[1]), read_json(found / RUN_STATE))
-        trainer.accelerator.wait_for_everyone()
-        saver.restore(step, state)
+        found = self._newest()
+        saver.saved, state = (0, {}) if found is None else (step_of(found), read_json(found / RUN_STATE))
+        ranks = trainer.args.world_size
+        if trainer.is_deepspeed_enabled and state.get("ranks", ranks) != ranks:
+            raise CheckpointError(f"{found} is of {state['ranks']} ranks, and ZeRO cannot go on with {ranks}")
+        saver.restore(saver.saved, state)
+        self._wait()
         try:
             trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        except _Trained:
+            return
         except Stopped:
             self._save_stopped()
             raise
         if self.stop_agreed() and trainer.state.global_step < trainer.state.max_steps:
             raise Stopped(saver.flag.reason)
 
+    def _newest(self) -> Path | None:
+        """The checkpoint to go on from, as the first rank finds it: every rank's own look might find another."""
+        trainer, saver = cast(Any, self), self.saver
+        assert saver is not None
+        told: list[Any] = [None, ""]
+        if trainer.args.should_save:
+            try:
+                told[0] = saver.checkpoints.newest()
+                saver.checkpoints.set_aside(told[0])
+            except CheckpointError as error:
+                told[1] = str(error)
+        broadcast_object_list(told)
+        if told[1]:
+            raise CheckpointError(told[1])
+        return told[0]
+
+    def _wait(self) -> None:
+        assert self.saver is not None
+        with self.saver.deadlines("collective", lambda: "a checkpoint"):
+            cast(Any, self).accelerator.wait_for_everyone()
+
     def _save_stopped(self) -> None:
         """Saves the last whole step, if no checkpoint has it yet. Collective."""
         trainer, saver = cast(Any, self), self.saver
         assert saver is not None
-        step = trainer.state.global_step
-        if step and step not in saver.checkpoints.steps():
+        if trainer.state.global_step > saver.saved:
             restore_rng(saver.rng)
             self._save_checkpoint(trainer.model)
 
@@ -105,19 +138,21 @@ class SavingTrainer:
         assert saver is not None, "attach a Saver before training"
         step, main = trainer.state.global_step, trainer.args.should_save
         draft = saver.checkpoints.draft(step) if main else saver.checkpoints.path(step).with_suffix(".tmp")
-        trainer.accelerator.wait_for_everyone()
+        self._wait()
         policy = cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model))
-        save_model(policy, saver.tokenizer, draft, main)
-        trainer._save_optimizer_and_scheduler(str(draft))
-        trainer._save_rng_state(str(draft))
-        if main:
-            trainer.state.save_to_json(str(draft / TRAINER_STATE_NAME))
-            write_json(draft / RUN_STATE, saver.at_step)
-        trainer.accelerator.wait_for_everyone()
+        with saver.checkpoints.named(step):
+            save_model(policy, saver.tokenizer, draft, main)
+            trainer._save_optimizer_and_scheduler(str(draft))
+            trainer._save_rng_state(str(draft))
+            if main:
+                trainer.state.save_to_json(str(draft / TRAINER_STATE_NAME))
+                write_json(draft / RUN_STATE, {**saver.at_step, "ranks": trainer.args.world_size})
+        self._wait()
         if main:
             saver.checkpoints.seal(step, sum(saver.values) / len(saver.values) if saver.values else None)
+        saver.saved = step
         saver.values.clear()
-        trainer.accelerator.wait_for_everyone()
+        self._wait()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Replaces transformers' own outside of DeepSpeed: it maps to `args.device`, which several ranks on a CPU call
@@ -130,11 +165,20 @@ class SavingTrainer:
             target.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
 
 
+class _Trained(Exception):
+    """The checkpoint is of the last step: its weights are loaded, and there is nothing to train."""
+
+
 class _StopCallback(TrainerCallback):
     """After each step: keeps the random states, and ends training, saved, where a stop was agreed on."""
 
     def __init__(self, trainer: SavingTrainer, saver: Saver) -> None:
         self.trainer, self.saver = trainer, saver
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.save_steps = args.save_steps  # of this start: the checkpoint brought back those of an earlier one
+        if state.global_step >= state.max_steps:
+            raise _Trained
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.saver.rng, self.saver.at_step = rng_state(), self.saver.state()
@@ -142,8 +186,14 @@ class _StopCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
-        if self.saver.score is not None and self.saver.score in (logs or {}):
-            self.saver.values.append(float(logs[self.saver.score]))
+        name = self.saver.score
+        if name is None or "loss" not in (logs or {}):  # the trainer's closing summary has none
+            return
+        if name not in logs:
+            near = nearest(name, list(logs))
+            raise UserError(f"checkpoint.keep_best={name} is no metric of this stage" + f"; {near} is" * bool(near))
+        if math.isfinite(logs[name]):  # NaN: it does not apply to this step
+            self.saver.values.append(float(logs[name]))
 
 
 class Reseeded(Sampler[int]):

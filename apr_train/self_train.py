@@ -28,8 +28,8 @@ from apr_train.harvest import Progress, harvest, read_kept
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback, quiet_libraries
 from apr_train.problems import check_prompts, draw_problems
-from apr_train.progress import claim
-from apr_train.run import Parts, evaluate_folder, load_policy, open_parts, start_world, warm_start
+from apr_train.progress import claim, noted_stop, or_stopped
+from apr_train.run import Parts, evaluate_folder, leave_world, load_policy, open_parts, start_world, warm_start
 from apr_train.sft import train_sft, trajectory_rows
 from apr_train.tasks import make_task
 from apr_train.tasks.base import Problem
@@ -232,7 +232,11 @@ class RunStages:
         own = world.process_index * share
         mine = problems[own : own + share]
         temperature = self.parts.config.rollout.temperature
-        return gather_object(rollouts.collect(mine, temperature=temperature, seed=seed, first=first + own))
+
+        def collect() -> list[Scored]:
+            return rollouts.collect(mine, temperature=temperature, seed=seed, first=first + own)
+
+        return gather_object(or_stopped(collect, lambda: bool(self.parts.flag)))
 
     def train(self, source: Path, kept: Sequence[Trajectory], folder: Path) -> None:
         """See Stages."""
@@ -250,6 +254,7 @@ class RunStages:
             parts.world,
             LogCallback(parts.log, folder.parent.name),
             parts.flag,
+            parts.rollouts.deadlines,
             parts.masks,
         )
         AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin
@@ -276,10 +281,11 @@ def self_train(config: Config) -> dict[str, Any]:
     drawn = draw_problems(config, task)
     problems = task.problems("train", config.data.train_problems, config.data.seed)
     claim(config, world, folder, [problems, drawn.heldout], FREE)
-    with open_parts(config, world, folder, task, drawn, flag) as parts:
+    with open_parts(config, world, folder, task, drawn, flag) as parts, noted_stop(folder, world):
         check_prompts(parts.tokens, problems, config)
         rounds = run_rounds(config, RunStages(parts), problems, folder, parts.log.say)
         summary = {**summary_of(config, rounds), "wall_seconds": round(time.perf_counter() - started, 1)}
         if world.is_main_process:
             write_json(folder / "summary.json", summary)
-        return summary
+    leave_world(world)
+    return summary

@@ -20,6 +20,7 @@ from apr_train.arguments import common_arguments
 from apr_train.checkpoint import Checkpoints
 from apr_train.config import Config
 from apr_train.dag_packing import TrajectoryCall
+from apr_train.deadlines import Deadlines
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback
 from apr_train.masks import EXACT, Masks
@@ -192,6 +193,7 @@ def train_sft(
     world: PartialState,
     log: LogCallback,
     flag: StopFlag,
+    deadlines: Deadlines,
     masks: Masks = EXACT,
 ) -> None:
     """Runs `config.sft.steps` updates and writes model and tokenizer to `folder`; its checkpoints lie in `checkpoints`.
@@ -222,7 +224,7 @@ def train_sft(
         callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.attach(Saver(checkpoints, tokenizer, flag, restore=lambda step, _: log.go_on(step)))
+    trainer.attach(Saver(checkpoints, tokenizer, flag, restore=lambda step, _: log.go_on(step), deadlines=deadlines))
     trainer.resume_training()
     trained = cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model))
     save_model(trained, tokenizer, folder, world.is_main_process)

@@ -110,6 +110,12 @@ def validate(config: Config, ranks: int = 1) -> None:
         config.rollout.engine != "vllm_http" or ranks == 1,
         f"rollout=vllm_http takes weights from one trainer, not from {ranks}: use rollout=vllm, one engine a rank",
     )
+    wait = config.deadline
+    _need(
+        not wait.collective or (wait.rollout * wait.verify > 0 and wait.collective >= wait.rollout + wait.verify),
+        f"deadline.collective={wait.collective:g} must be at least deadline.rollout + deadline.verify, by which ranks "
+        "may be apart, or 0",
+    )
     _check_problems(config, ranks)
     _check_algorithm(config.algorithm, ranks)
     _check_deepspeed(config)

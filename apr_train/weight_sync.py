@@ -9,6 +9,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from apr_train.checkpoint import sync_folder
+
 
 def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yields (name, tensor) of every parameter, whole, on every rank; tied parameters once.
@@ -38,6 +40,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     if is_main:
         model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
+        sync_folder(folder)
 
 
 def _gathered(parameter: nn.Parameter):  # noqa: ANN202 (the context types of DeepSpeed and contextlib share no base)

@@ -49,6 +49,17 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, file
         assert Checkpoints(tmp_path).newest() == old
 
 
+def test_what_is_newer_than_the_whole_one_is_set_aside_and_no_longer_counts(tmp_path: Path) -> None:
+    old = written(tmp_path, 1)
+    for step in (2, 3):
+        (written(tmp_path, step, keep_last=3) / "model.bin").unlink()
+    points = Checkpoints(tmp_path, keep_last=1)
+    points.set_aside(old)
+    assert points.steps() == [1] and [path.name for path in tmp_path.glob("*.damaged")] == ["step_3.damaged"]
+    written(tmp_path, 2, keep_last=1)
+    assert points.steps() == [2]
+
+
 def test_without_a_whole_checkpoint_nothing_is_trained_from_scratch_by_accident(tmp_path: Path) -> None:
     (written(tmp_path, 1) / "model.bin").unlink()
     with pytest.raises(CheckpointError, match="resume=never"), pytest.warns(DamagedWarning):

@@ -207,6 +207,8 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ),
         ("cluster=slurm", "starts nothing by itself: add dry_run=true"),
         ("cluster.launcher=slrm", "did you mean slurm?"),
+        ("deadline.rollout=9000", "deadline.collective=5400 must be at least"),
+        ("deadline.rollout=0", "deadline.collective=5400 must be at least"),
         ("dialect.mask=exakt", "did you mean exact?"),
         ("algorithm.loss=grpo", "use dapo or cispo: it averages within each row"),
         ("algorithm.loss=bnpo", "how rows are split"),

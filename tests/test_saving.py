@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 from trainers import TOKENS, PreparedSampler, make_trainer
 
-from apr_train.checkpoint import Checkpoints, DamagedWarning
+from apr_train.checkpoint import CheckpointError, Checkpoints, DamagedWarning
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer
 from apr_train.lifecycle import StopFlag, Stopped
-from apr_train.saving import Reseeded, Saver
+from apr_train.saving import Reseeded, Saver, _StopCallback
+from rollout.errors import UserError
 
 STEPS = 5
 
@@ -113,6 +114,51 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_no_more(tmp_path: Path,
         second.resume_training()
     assert second.sampled == [-2, 3, 4, 5]
     assert torch.equal(weights(second), weights(alone)) and curve(second) == curve(alone)
+
+
+def test_a_run_that_died_after_its_last_checkpoint_trains_no_step_more(tmp_path: Path, alone: Any) -> None:
+    """Five steps are no whole number of epochs: transformers' own loop would take another batch."""
+    trainer_of(tmp_path).resume_training()
+    again = trainer_of(tmp_path)
+    again.resume_training()
+    assert again.sampled == [-STEPS] and torch.equal(weights(again), weights(alone))
+
+
+def test_what_is_damaged_pushes_out_nothing_that_is_written_next(tmp_path: Path) -> None:
+    first = trainer_of(tmp_path, every=1, stop=lambda step: step == 4)
+    with pytest.raises(Stopped):
+        first.resume_training()
+    for step in (3, 4):
+        first.saver.checkpoints.path(step).mkdir(exist_ok=True)
+        (first.saver.checkpoints.path(step) / "optimizer.pt").write_bytes(b"")
+    points = Checkpoints(tmp_path / "checkpoints", keep_last=1)
+    (points.path(2)).mkdir(exist_ok=True)
+    second = trainer_of(tmp_path, every=1, stop=lambda step: step == 1)
+    with pytest.raises(CheckpointError, match="resume=never"), pytest.warns(DamagedWarning):
+        second.resume_training()  # steps 1 and 2 were pruned: nothing whole is left, and nothing is renamed
+    assert {3, 4} <= set(points.steps())
+
+
+def test_a_checkpoint_interval_of_this_start_is_the_one_that_counts(tmp_path: Path) -> None:
+    first = trainer_of(tmp_path, every=2, stop=lambda step: step == 2)
+    with pytest.raises(Stopped):
+        first.resume_training()
+    second = trainer_of(tmp_path, every=1, stop=lambda step: step == 4)
+    with pytest.raises(Stopped):
+        second.resume_training()
+    assert second.saver.checkpoints.steps() == [3, 4]
+
+
+def test_a_step_whose_metric_does_not_apply_is_not_the_best(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path)
+    callback = next(each for each in trainer.callback_handler.callbacks if isinstance(each, _StopCallback))
+    trainer.saver.score = "reward"
+    for reward in (float("nan"), 0.5):
+        callback.on_log(trainer.args, trainer.state, trainer.control, {"loss": 0.1, "reward": reward})
+    assert trainer.saver.values == [0.5]
+    trainer.saver.score = "rewards"
+    with pytest.raises(UserError, match=r"keep_best=rewards is no metric of this stage; reward is"):
+        callback.on_log(trainer.args, trainer.state, trainer.control, {"loss": 0.1, "reward": 0.5})
 
 
 def test_a_stop_at_the_last_step_is_a_finished_training(tmp_path: Path) -> None:
