@@ -19,6 +19,7 @@ from apr_train.compose import load
 from apr_train.config import Config, ConfigError, SelfTrainConfig
 from apr_train.harvest import KEPT, Progress, choose, harvest, read_kept, refusal
 from apr_train.identity import identity_of
+from apr_train.lifecycle import StopFlag
 from apr_train.self_train import (
     FREE,
     RunStages,
@@ -313,7 +314,9 @@ def test_ranks_sample_their_shares_of_what_one_would(ranks: int, monkeypatch: py
     monkeypatch.setattr("apr_train.self_train.gather_object", lambda own: own)
     for rank in range(ranks):
         world = SimpleNamespace(num_processes=ranks, process_index=rank, is_main_process=not rank)
-        parts: Any = SimpleNamespace(world=world, rollouts=SimpleNamespace(collect=collect), config=config)
+        parts: Any = SimpleNamespace(
+            world=world, rollouts=SimpleNamespace(collect=collect), config=config, flag=StopFlag()
+        )
         assert RunStages(parts).writes == (rank == 0)
         everyone += RunStages(parts).collect(PROBLEMS, seed=3, first=10)
     assert everyone == [(f"p{k}", 0.5, 3, 10 + k) for k in range(6)]
