@@ -59,7 +59,7 @@ def test_a_server_samples_for_the_trainer_and_its_death_is_one_line(tmp_path: Pa
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
-    dead = command(root, *train)
+    dead = command(root, *train, "resume=never")  # the same command again would find the run finished
     assert dead.returncode == 2 and dead.stderr.splitlines()[-1].startswith("error:") and url in dead.stderr
 
 
