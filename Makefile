@@ -34,7 +34,7 @@ test-slurm: setup ## the sbatch scripts under a real Slurm on this machine, inst
 	done
 	@$(PYTHON) -m pytest tests/slurm $(ARGS)
 
-test-resume: setup ## interrupted runs, one and two ranks, every ZeRO stage; about 40 minutes on two cores
+test-resume: setup ## interrupted runs, one and two ranks, every ZeRO stage; long
 	@$(PYTHON) -m pytest -m slow tests/test_resume.py $(ARGS)
 
 lint: setup ## ruff: rules and formatting

@@ -51,6 +51,15 @@ def test_another_run_is_refused_by_name(tmp_path: Path, start: dict[str, Any], t
         check_same_run(tmp_path, changed, writes=True)
 
 
+def test_a_setting_that_did_not_exist_then_matters_only_away_from_its_default(tmp_path: Path) -> None:
+    older = ours()
+    del older["algorithm.epsilon_low"]
+    check_same_run(tmp_path, older, writes=True)
+    check_same_run(tmp_path, ours(), writes=True)
+    with pytest.raises(ConfigError, match="algorithm.epsilon_low"):
+        check_same_run(tmp_path, ours("algorithm.epsilon_low=0.4"), writes=True)
+
+
 def test_a_long_list_of_differences_stays_one_readable_line(tmp_path: Path) -> None:
     check_same_run(tmp_path, ours(), writes=True)
     with pytest.raises(ConfigError, match=r"\(and \d+ more\)"):

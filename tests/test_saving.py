@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 from trainers import TOKENS, PreparedSampler, make_trainer
 
-from apr_train.checkpoint import CheckpointError, Checkpoints, DamagedWarning
+from apr_train.checkpoint import Checkpoints, DamagedWarning
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer
 from apr_train.lifecycle import StopFlag, Stopped
 from apr_train.saving import Reseeded, Saver, _StopCallback
@@ -122,21 +122,6 @@ def test_a_run_that_died_after_its_last_checkpoint_trains_no_step_more(tmp_path:
     again = trainer_of(tmp_path)
     again.resume_training()
     assert again.sampled == [-STEPS] and torch.equal(weights(again), weights(alone))
-
-
-def test_what_is_damaged_pushes_out_nothing_that_is_written_next(tmp_path: Path) -> None:
-    first = trainer_of(tmp_path, every=1, stop=lambda step: step == 4)
-    with pytest.raises(Stopped):
-        first.resume_training()
-    for step in (3, 4):
-        first.saver.checkpoints.path(step).mkdir(exist_ok=True)
-        (first.saver.checkpoints.path(step) / "optimizer.pt").write_bytes(b"")
-    points = Checkpoints(tmp_path / "checkpoints", keep_last=1)
-    (points.path(2)).mkdir(exist_ok=True)
-    second = trainer_of(tmp_path, every=1, stop=lambda step: step == 1)
-    with pytest.raises(CheckpointError, match="resume=never"), pytest.warns(DamagedWarning):
-        second.resume_training()  # steps 1 and 2 were pruned: nothing whole is left, and nothing is renamed
-    assert {3, 4} <= set(points.steps())
 
 
 def test_a_checkpoint_interval_of_this_start_is_the_one_that_counts(tmp_path: Path) -> None:
