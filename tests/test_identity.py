@@ -56,7 +56,7 @@ def test_a_setting_that_did_not_exist_then_matters_only_away_from_its_default(tm
     del older["algorithm.epsilon_low"]
     check_same_run(tmp_path, older, writes=True)
     check_same_run(tmp_path, ours(), writes=True)
-    with pytest.raises(ConfigError, match="algorithm.epsilon_low"):
+    with pytest.raises(ConfigError, match=r"algorithm\.epsilon_low"):
         check_same_run(tmp_path, ours("algorithm.epsilon_low=0.4"), writes=True)
 
 
