@@ -228,6 +228,17 @@ class DeepspeedConfig:
 
 
 @dataclass
+class GuardConfig:
+    """When a step goes wrong (docs/guards.md)."""
+
+    bad_steps: int = 3
+    """The run stops, saved, at so many steps in a row whose loss or gradient is no number; each is skipped and written
+    to <output_dir>/bad_steps."""
+    halvings: int = 3
+    """How often micro-batches are halved at most when they do not fit into memory."""
+
+
+@dataclass
 class CheckpointConfig:
     """What SFT and GRPO save on the way, below <output_dir>/checkpoints; a start with `resume=auto` goes on from it."""
 
@@ -304,6 +315,7 @@ class Config:
     self_train: SelfTrainConfig = field(default_factory=SelfTrainConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     deadline: DeadlineConfig = field(default_factory=DeadlineConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from apr_train.advantage import AdvantageRule, scope_advantages
@@ -24,11 +24,12 @@ from apr_train.config import AlgorithmConfig
 from apr_train.credit import CallAdvantages, credit_calls, mean_over_calls, node_advantages
 from apr_train.dag_packing import TrajectoryCall
 from apr_train.guard import GapGate
+from apr_train.guarded import GuardedTrainer
 from apr_train.lifecycle import Stopped
 from apr_train.masks import EXACT, Masks
 from apr_train.metrics import term_metrics, trajectory_metrics
 from apr_train.rollouts import Rollouts
-from apr_train.rows import Rows, call_rows, pad_rows, split_groups, structured_calls
+from apr_train.rows import Rows, call_rows, cut_rows, pad_rows, split_groups, structured_calls
 from apr_train.saving import Reseeded, SavingTrainer
 from apr_train.tasks.base import Problem
 from apr_train.tree_attention import plan_attention
@@ -48,7 +49,7 @@ class NoSignalWarning(UserWarning):
     """A whole step taught nothing although dynamic sampling looked for groups that do."""
 
 
-class ForkJoinGRPOTrainer(SavingTrainer, GRPOTrainer):
+class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
     """Trains the policy that `rollouts` samples, or what `masks` make of it. `args` come from `grpo_arguments`;
     `problems` feed the prompts.
 
@@ -74,6 +75,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GRPOTrainer):
         self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
         self.algorithm, self.packed, self.masks, self.on_rollouts = algorithm, packed, masks, on_rollouts
         self.pad_id, self.group_size, self.micro_batches = _pad_id(tokenizer), *_sizes(args)
+        self._seconds = 0.0  # of this step's forward and backward passes
         self.structured: list[TrajectoryCall] = []  # of this step; the rows' "call" says which
         super().__init__(
             model=model,
@@ -256,8 +258,33 @@ class ForkJoinGRPOTrainer(SavingTrainer, GRPOTrainer):
 
     # -- 2. micro-batches ------------------------------------------------------------------------------------------
 
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Replaces TRL's, whose counter and clock take a piece of a micro-batch for a whole one."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step += 1
+        if self._step % self.micro_batches == 0:
+            self._metrics["train"]["time/update"].append(self._seconds)
+            self._seconds = 0.0
+        return loss
+
+    def _micro_batch(self, inputs: Any) -> Rows:
+        return self._prepare_inputs(inputs)
+
+    def _cut(self, batch: Rows, pieces: int) -> list[Rows]:
+        whole = {"num_items_in_batch": batch["num_items_in_batch"]}
+        parts = cut_rows({key: value for key, value in batch.items() if key not in whole}, pieces)
+        return [pad_rows(part, self._most_rows(part)) | whole for part in parts]
+
+    def _pass(self, model: Any, batch: Any, num_items_in_batch: Any) -> Tensor:
+        started = time.perf_counter()
+        loss = Trainer.training_step(self, model, batch, num_items_in_batch)
+        self._seconds += time.perf_counter() - started
+        return loss
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """New rollouts at the start of each step, then one micro-batch of whole groups at a time."""
+        if "advantages" in generation_batch:  # rows already
+            return generation_batch
         if self._step % self.micro_batches == 0 or self._buffered_inputs is None:
             batch: Rows = self._generate_and_score_completions(generation_batch)
             sampled = self._summed(batch["completion_mask"].sum())

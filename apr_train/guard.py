@@ -1,6 +1,7 @@
 """Refuses to train a policy that is not the one that sampled."""
 
 import logging
+import math
 
 from rollout.errors import UserError
 
@@ -28,8 +29,13 @@ class GapGate:
         return self.sum / max(1, self.count)
 
     def check(self, gap: float) -> float:
-        """Returns `gap`; warns above `warn`, raises GapError above `stop` (or when it is not a number)."""
-        if not gap <= self.stop:
+        """Returns `gap`; warns above `warn`, raises GapError above `stop`.
+
+        NaN is let through and not counted: the trainer has no log-probs then, and no gradient either (see `guarded`).
+        """
+        if math.isnan(gap):
+            return gap
+        if gap > self.stop:
             raise GapError(
                 f"sampler and trainer differ by {gap:.3g} nats a token (algorithm.gap_stop={self.stop}): "
                 "the weights did not reach the sampler, or it runs other masks or dtypes than the trainer"

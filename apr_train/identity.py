@@ -15,7 +15,7 @@ from apr_train.tasks.base import Problem
 
 IDENTITY = "identity.json"
 FREE = (
-    *("name", "output_dir", "dry_run", "resume", "logger", "checkpoint", "deadline", "cluster"),
+    *("name", "output_dir", "dry_run", "resume", "logger", "checkpoint", "deadline", "cluster", "guard"),
     *("rollout.url", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
     *("algorithm.gap_warn", "algorithm.gap_stop"),
 )
@@ -64,11 +64,11 @@ def forget(folder: Path) -> None:
 
     The identity goes last: a kill in between leaves a folder that is still the old run's.
     """
-    for name in ("progress.json", "metrics.jsonl", "wandb_id", "summary.json", "requeues"):
+    for name in ("progress.json", "metrics.jsonl", "wandb_id", "summary.json", "requeues", "memory.json"):
         (folder / name).unlink(missing_ok=True)
     for file in folder.glob("rollouts-rank*.jsonl"):
         file.unlink()
-    for old in (folder / "checkpoints", *folder.glob("round*")):
+    for old in (folder / "checkpoints", folder / "bad_steps", *folder.glob("round*")):
         if old.exists():
             shutil.rmtree(old)
     (folder / IDENTITY).unlink(missing_ok=True)

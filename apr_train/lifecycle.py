@@ -19,8 +19,12 @@ POLL = 0.2
 """Seconds between two looks at the flag while rollouts are sampled."""
 
 
-class Stopped(UserError):
-    """The run was told to stop. Raised on every rank at the same place; what was trained is saved before it ends."""
+class Halted(UserError):
+    """Training cannot go on. Raised on every rank at the same place; what was trained is saved before it ends."""
+
+
+class Stopped(Halted):
+    """The run was told to stop."""
 
 
 class StopFlag:

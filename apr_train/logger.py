@@ -29,7 +29,6 @@ NAMES = {
     "grad_norm": "optim/grad_norm",
     "learning_rate": "optim/learning_rate",
     "mean_token_accuracy": "loss/token_accuracy",
-    "step_time": "time/update",
 }
 """What TRL and transformers call it -> what our dashboard calls it. Names with a slash are ours already."""
 

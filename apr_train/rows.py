@@ -95,8 +95,19 @@ def split_groups(batch: Rows, parts: int) -> list[Rows]:
     return [_trimmed({key: value[rows] for key, value in batch.items()}) for rows in chosen]
 
 
+def cut_rows(batch: Rows, parts: int) -> list[Rows]:
+    """The rows in `parts` runs of about equal tokens, in order, so that most shared prefixes stay together; a run may
+    be empty, with columns all the same."""
+    tokens_B = batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
+    middle_B = tokens_B.cumsum(0) - tokens_B / 2
+    part_B = (middle_B * parts / tokens_B.sum()).long()
+    return [_trimmed({key: value[part_B == part] for key, value in batch.items()}) for part in range(parts)]
+
+
 def _trimmed(batch: Rows) -> Rows:
     """Without the columns that are padding in every row."""
+    if not len(batch["advantages"]):
+        return {key: value[:, :1] if value.dim() == 2 else value for key, value in batch.items()}
     prompt = int(batch["prompt_mask"].sum(1).max())
     completion = max(1, int(batch["completion_mask"].sum(1).max()))
     return {

@@ -25,9 +25,11 @@ from apr_train.deadlines import Deadlines
 from apr_train.evaluate import Record, evaluate, summarise, write_records
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer, OnRollouts
 from apr_train.guard import GapGate
+from apr_train.guarded import Guard
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback, MetricsLog, keep_lines, quiet_libraries
 from apr_train.masks import Masks, masks_of
+from apr_train.memory import Pieces
 from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
 from apr_train.progress import Progress, claim, noted_stop, or_stopped
@@ -67,6 +69,13 @@ class Parts:
     def checkpoints(self, stage: str) -> Checkpoints:
         """Those of a stage."""
         return Checkpoints(self.folder / "checkpoints" / stage, self.config.checkpoint.keep_last)
+
+    def guard(self, stage: str) -> Guard:
+        """What becomes of a stage's bad steps."""
+        config, settings = self.config.guard, {"stage": stage, "config": asdict(self.config)}
+        alone = self.world.num_processes == 1 and self.config.deepspeed.stage is None
+        pieces = Pieces(self.folder, stage, alone, config.halvings, self.log.say)
+        return Guard(self.folder / "bad_steps" / stage, pieces, settings, config.bad_steps, self.log.say)
 
     @property
     def tokens(self) -> Tokens:
@@ -198,6 +207,7 @@ def warm_start(parts: Parts, start: Path) -> None:
         LogCallback(parts.log, "sft"),
         parts.flag,
         parts.rollouts.deadlines,
+        parts.guard("sft"),
         parts.masks,
     )
     AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin
@@ -243,6 +253,7 @@ def _rl(parts: Parts, start: Path) -> float:
     trainer.attach(
         Saver(parts.checkpoints("rl"), tokenizer, parts.flag, state, restore, score, parts.rollouts.deadlines)
     )
+    trainer.protect(parts.guard("rl"), tokenizer)
     trainer.resume_training()
     save_model(trainer.policy(), tokenizer, parts.folder / "rl", parts.world.is_main_process)
     parts.world.wait_for_everyone()

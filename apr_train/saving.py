@@ -17,7 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from apr_train.checkpoint import CheckpointError, Checkpoints, read_json, step_of, write_json
 from apr_train.deadlines import Deadlines
-from apr_train.lifecycle import StopFlag, Stopped
+from apr_train.lifecycle import Halted, StopFlag, Stopped
 from apr_train.weight_sync import save_model
 from rollout.errors import UserError, nearest
 
@@ -82,7 +82,7 @@ class SavingTrainer:
     def resume_training(self) -> None:
         """`train` from the newest checkpoint, or from the start where there is none.
 
-        Raises CheckpointError as `Checkpoints.newest` does, and Stopped, with what was trained saved, on a stop.
+        Raises CheckpointError as `Checkpoints.newest` does, and Halted, with what was trained saved, if it ends early.
         """
         trainer, saver = cast(Any, self), self.saver
         assert saver is not None
@@ -97,7 +97,7 @@ class SavingTrainer:
             trainer.train(resume_from_checkpoint=None if found is None else str(found))
         except _Trained:
             return
-        except Stopped:
+        except Halted:
             self._save_stopped()
             raise
         if self.stop_agreed() and trainer.state.global_step < trainer.state.max_steps:

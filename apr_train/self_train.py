@@ -255,6 +255,7 @@ class RunStages:
             LogCallback(parts.log, folder.parent.name),
             parts.flag,
             parts.rollouts.deadlines,
+            parts.guard(folder.parent.name),
             parts.masks,
         )
         AcceleratorState._reset_state()  # the next trainer brings its own DeepSpeed plugin

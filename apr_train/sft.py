@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import RandomSampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
@@ -21,9 +22,11 @@ from apr_train.checkpoint import Checkpoints
 from apr_train.config import Config
 from apr_train.dag_packing import TrajectoryCall
 from apr_train.deadlines import Deadlines
+from apr_train.guarded import Guard, GuardedTrainer
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback
 from apr_train.masks import EXACT, Masks
+from apr_train.memory import OutOfMemory
 from apr_train.saving import Reseeded, Saver, SavingTrainer
 from apr_train.tasks.base import Form, Problem, Task, TaskError
 from apr_train.tree_attention import plan_attention
@@ -110,6 +113,13 @@ def trajectory_rows(trajectories: Iterable[Trajectory], masks: Masks = EXACT) ->
     return Dataset.from_dict({"rows": rows, "contexts": contexts, "trajectory": lines})
 
 
+@dataclass(frozen=True)
+class Examples:
+    """What a batch was collated from. No plain list: moving a batch to a device would go through every token."""
+
+    rows: list[dict[str, Any]]
+
+
 def collate_tries(
     examples: list[dict[str, Any]],
     device: torch.device | str = "cpu",
@@ -144,6 +154,7 @@ def collate_tries(
         "labels": labels,  # Trainer counts the batch's items only when this key is there; TRL reads the shifted ones
         "shift_labels": labels,
         "tree": plan_attention(packed, device),
+        "examples": Examples(examples),
         **({} if model is None else thread_vectors.arguments(model, packed.threads, packed.input_ids[None])),
     }
 
@@ -173,8 +184,25 @@ def _apart(
     return trees
 
 
-class DemonstrationTrainer(SavingTrainer, SFTTrainer):
-    """TRL's trainer, which can be stopped and resumed."""
+class DemonstrationTrainer(SavingTrainer, GuardedTrainer, SFTTrainer):
+    """TRL's trainer, which can be stopped and resumed, over batches of `collate_tries`."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        """TRL's, of what the model takes."""
+        taken = {key: value for key, value in inputs.items() if key != "examples"}
+        return super().compute_loss(model, taken, *args, **options)
+
+    def _recorded(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"examples": batch["examples"].rows}
+
+    def _cut(self, batch: dict[str, Any], pieces: int) -> list[dict[str, Any]]:
+        examples: list[dict[str, Any]] = batch["examples"].rows
+        if pieces > len(examples):
+            raise OutOfMemory(
+                f"{len(examples)} demonstrations cannot be cut in {pieces} pieces: lower sft.problems_per_step, or "
+                "rollout.max_response_tokens"
+            )
+        return [self.data_collator(examples[piece::pieces]) for piece in range(pieces)]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         generator, dataset = torch.Generator(), cast(Any, self.train_dataset)
@@ -183,29 +211,23 @@ class DemonstrationTrainer(SavingTrainer, SFTTrainer):
         return Reseeded(shuffled, generator, self.args.seed, lambda: self.state.global_step // steps)
 
 
-def train_sft(
+def demonstration_trainer(
     config: Config,
     load: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     folder: Path,
-    checkpoints: Checkpoints,
-    world: PartialState,
-    log: LogCallback,
-    flag: StopFlag,
-    deadlines: Deadlines,
+    ranks: int,
     masks: Masks = EXACT,
-) -> None:
-    """Runs `config.sft.steps` updates and writes model and tokenizer to `folder`; its checkpoints lie in `checkpoints`.
-
-    Goes on from the newest checkpoint, and raises Stopped as SavingTrainer does. `load` is called once the arguments
-    exist: under ZeRO-3 they decide how the model is made.
-    """
+    callbacks: Sequence[TrainerCallback] = (),
+) -> DemonstrationTrainer:
+    """The trainer of `config.sft` over `trajectory_rows`. `load` is called once the arguments exist: under ZeRO-3 they
+    decide how the model is made."""
     sft = config.sft
     args = TrlSftConfig(
-        **common_arguments(config, folder / "trainer"),
+        **common_arguments(config, folder),
         max_steps=sft.steps,
-        per_device_train_batch_size=sft.problems_per_step // world.num_processes,
+        per_device_train_batch_size=sft.problems_per_step // ranks,
         learning_rate=sft.learning_rate,
         warmup_steps=sft.warmup_steps,
         weight_decay=sft.weight_decay,
@@ -221,10 +243,35 @@ def train_sft(
         train_dataset=dataset,
         processing_class=tokenizer,
         data_collator=partial(collate_tries, device=args.device, masks=masks, model=model),
-        callbacks=[log],
+        callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train_sft(
+    config: Config,
+    load: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    folder: Path,
+    checkpoints: Checkpoints,
+    world: PartialState,
+    log: LogCallback,
+    flag: StopFlag,
+    deadlines: Deadlines,
+    guard: Guard,
+    masks: Masks = EXACT,
+) -> None:
+    """Runs `config.sft.steps` updates and writes model and tokenizer to `folder`; its checkpoints lie in `checkpoints`.
+
+    Goes on from the newest checkpoint, and raises Halted as SavingTrainer does.
+    """
+    trainer = demonstration_trainer(
+        config, load, tokenizer, dataset, folder / "trainer", world.num_processes, masks, [log]
+    )
     trainer.attach(Saver(checkpoints, tokenizer, flag, restore=lambda step, _: log.go_on(step), deadlines=deadlines))
+    trainer.protect(guard, tokenizer)
     trainer.resume_training()
     trained = cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model))
     save_model(trained, tokenizer, folder, world.is_main_process)

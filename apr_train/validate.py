@@ -40,7 +40,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("algorithm.dynamic_sampling", "model.thread_vectors"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("deadline.engine_start", "deadline.rollout", "deadline.verify", "deadline.sync", "deadline.collective"),
-        "cluster.gpus_per_node",
+        *("cluster.gpus_per_node", "guard.halvings"),
         *("logger.rollouts_every", "eval.problems", "eval.temperature"),
     ),
     1: (
@@ -48,7 +48,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("model.intermediate_size", "model.max_context", "data.train_problems"),
         *("algorithm.prompts_per_step", "algorithm.micro_batches", "sft.problems_per_step"),
         *("rollout.max_response_tokens", "rollout.max_critical_tokens", "rollout.max_threads", "rollout.max_blocks"),
-        *("rollout.max_depth", "checkpoint.keep_last", "cluster.nodes"),
+        *("rollout.max_depth", "checkpoint.keep_last", "cluster.nodes", "guard.bad_steps"),
         *("self_train.rounds", "self_train.samples_per_problem", "self_train.keep_per_problem"),
         *("self_train.max_critical", "self_train.steps", "self_train.batch_problems"),
         *("rollout.max_thread_tokens", "rollout.answer_tokens", "rollout.max_in_flight"),

@@ -54,7 +54,7 @@ def weights(trainer: ForkJoinGRPOTrainer) -> Tensor:
 
 def curve(trainer: ForkJoinGRPOTrainer) -> list[dict[str, float]]:
     return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "step_time", "train_"))}
+        {k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "train_"))}
         for row in trainer.state.log_history
         if "loss" in row
     ]

@@ -29,7 +29,7 @@ def test_gradient_is_that_of_each_call_by_itself_and_twins_count_twice() -> None
     batch.append(batch[2])
     packed, separate = tiny_model("tree"), tiny_model("sdpa")
     add_fused_lm_head(packed)
-    inputs = {k: v for k, v in collate_tries(batch).items() if k != "labels"}
+    inputs = {k: v for k, v in collate_tries(batch).items() if k not in ("labels", "examples")}
     (-packed(**inputs, fused_lm_head=True).log_probs.sum()).backward()
     for example in batch:
         for row, context in zip(example["rows"], example["contexts"], strict=True):
@@ -57,7 +57,7 @@ def test_threads_of_equal_headers_that_begin_alike_count_once_each() -> None:
         model.resize_token_embeddings(len(tokens.tokenizer))
     separate.load_state_dict(packed.state_dict())
     add_fused_lm_head(packed)
-    inputs = {k: v for k, v in collate_tries(batch).items() if k != "labels"}
+    inputs = {k: v for k, v in collate_tries(batch).items() if k not in ("labels", "examples")}
     (-packed(**inputs, fused_lm_head=True).log_probs.sum()).backward()
     for row, context in zip(batch[0]["rows"], batch[0]["contexts"], strict=True):
         (-separate_logps(separate, row[:context], tuple(row[context:])).sum()).backward()
