@@ -113,7 +113,7 @@ def _compute(trainer: Any, model: PreTrainedModel, batch: dict[str, Any]) -> Fin
         bad = ~(logps.isfinite() | (batch["completion_mask"] == 0)).all(1)
         rows = bad.nonzero()[:, 0].tolist()
     norm = get_total_norm([gradient for _, gradient in gradients])
-    return Finding(float(loss), next(iter(layers), None), rows, float(norm), _not_finite(gradients))
+    return Finding(float(loss.detach()), next(iter(layers), None), rows, float(norm), _not_finite(gradients))
 
 
 def _not_finite(tensors: Any) -> list[str]:

@@ -40,9 +40,14 @@ read_arguments() {
   fi
 }
 
+# What a file holds, on one line; nothing where there is none.
+noted() {
+  if [[ -e $1 ]]; then tr -d '\n' <"$1"; fi
+}
+
 # One torchrun on each of the given nodes: train <comma-separated nodes> <arguments>. Ends the job.
 train() {
-  local nodes=$1 code=0
+  local nodes=$1 code=0 halved=$run/memory.json before
   local -a names
   shift
   mapfile -t names < <(scontrol show hostnames "$nodes")
@@ -53,6 +58,7 @@ train() {
   export APR_RENDEZVOUS APR_STOPPED APR_NODES=${#names[@]}
   local stopped=$APR_STOPPED.0
   rm -f "$stopped"
+  before=$(noted "$halved")
   echo "$(date --iso-8601=seconds) start ${SLURM_RESTART_COUNT:-0} of $run on $nodes"
   srun --nodes="$APR_NODES" --ntasks="$APR_NODES" --ntasks-per-node=1 --nodelist="$nodes" \
     --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
@@ -61,14 +67,18 @@ train() {
     local reached
     reached=$(<"$stopped")
     rm -f "$stopped"
-    requeue "$reached"
+    requeue "told to stop and saved" "$reached"
+  fi
+  # One of several ranks ran out of memory and wrote down how all are to cut their micro-batches from the next start on.
+  if ((code)) && [[ $(noted "$halved") != "$before" ]]; then
+    requeue "out of memory, cut finer from now on" "memory $(noted "$halved")"
   fi
   exit "$code"
 }
 
 # Starts the job again, unless that has brought nothing several times in a row.
 requeue() {
-  local reached=$1 count=0 before=
+  local why=$1 reached=$2 count=0 before=
   if [[ -e $run/requeues ]]; then
     read -r count before <"$run/requeues"
   fi
@@ -79,7 +89,7 @@ requeue() {
     exit 85
   fi
   echo "$count $reached" >"$run/requeues"
-  echo "$(date --iso-8601=seconds) told to stop and saved: $reached; requeued"
+  echo "$(date --iso-8601=seconds) $why: $reached; requeued"
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 }

@@ -22,6 +22,7 @@ esac
 SRUN = """#!/usr/bin/env bash
 echo "nodes=$APR_NODES at=$APR_RENDEZVOUS srun $*" >> "$FAKE/log"
 if [[ -n ${REACHED:-} ]]; then echo "$REACHED" > "$APR_STOPPED.0"; fi
+if [[ -n ${HALVED:-} ]]; then echo "$HALVED" > outputs/mine/memory.json; fi
 exit "${CODE:-0}"
 """
 PYTHON = """#!/usr/bin/env bash
@@ -118,6 +119,13 @@ def test_a_stop_is_requeued_and_a_failure_is_not(checkout: Checkout) -> None:
     assert code == 1 and REQUEUED not in log
     code, log = checkout.run("train.sbatch", CODE="1", REACHED="rl/step_3")  # told to stop, and one node failed
     assert code == 1 and REQUEUED not in log
+
+
+def test_a_job_short_of_memory_is_requeued_while_it_cuts_finer(checkout: Checkout) -> None:
+    for halved, requeued in (('{"rl": 2}', True), ('{"rl": 4}', True), ('{"rl": 4}', False)):
+        code, log = checkout.run("train.sbatch", CODE="1", HALVED=halved)
+        assert (code, REQUEUED in log) == ((0, True) if requeued else (1, False))
+    assert checkout.run("train.sbatch", CODE="1")[0] == 1  # another failure, later
 
 
 def test_what_an_earlier_start_told_is_forgotten(checkout: Checkout) -> None:
