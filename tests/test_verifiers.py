@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -244,12 +244,26 @@ def _pids(verify: MathVerifier) -> list[int]:
     return [worker._process.pid for worker in verify._workers if worker._process]  # pyright: ignore[reportPrivateUsage]
 
 
-def test_a_child_that_dies_is_an_error_once_and_replaced() -> None:
+def test_a_child_that_is_killed_costs_no_verdict() -> None:
     with MathVerifier(deadline_s=20) as verify:
         assert verify("72", "72") == "correct"
         os.kill(_pids(verify)[0], 9)
-        assert verify("72", "72") == "error"
         assert verify("72", "72") == "correct"
+
+
+def test_an_answer_that_kills_every_child_is_an_error_and_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, died = math_module._Worker._read, [0]  # pyright: ignore[reportPrivateUsage]
+
+    def dies(process: Any, seconds: float) -> Any:
+        if seconds == 20:  # the reply, not the start
+            died[0] += 1
+            raise math_module._WorkerDied  # pyright: ignore[reportPrivateUsage]
+        return read(process, seconds)
+
+    monkeypatch.setattr(math_module._Worker, "_read", staticmethod(dies))  # pyright: ignore[reportPrivateUsage]
+    with MathVerifier(deadline_s=20) as verify:
+        assert verify("72", "72") == "error"
+        assert died == [2]
 
 
 def test_a_signal_that_slurm_sends_to_every_process_leaves_the_verifier_alone() -> None:

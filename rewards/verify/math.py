@@ -83,7 +83,8 @@ class _Worker:
         self._deadline_s = deadline_s
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, answer: str, gold: str, deadline_s: float) -> Verdict:
+    def ask(self, answer: str, gold: str, deadline_s: float, again: bool = True) -> Verdict:
+        """The verdict. A child that dies may have been killed for another reason: the next one is asked `again`, once."""
         try:
             process = self._process or self._start()
             request = json.dumps({"answer": answer, "gold": gold}) + "\n"
@@ -94,7 +95,7 @@ class _Worker:
             return "timeout"
         except (_WorkerDied, OSError):
             self.stop()
-            return "error"
+            return self.ask(answer, gold, deadline_s, again=False) if again else "error"
         except BaseException:  # an interrupt in between would leave a reply that the next answer would take for its own
             self.stop()
             raise
@@ -149,7 +150,8 @@ class _Worker:
 class MathVerifier:
     """Thread-safe verifier over `workers` children; each starts at its first answer and again after it was killed.
 
-    `timeout`: the comparison took over `deadline_s` seconds. `error`: the child died or the reference is unreadable.
+    `timeout`: the comparison took over `deadline_s` seconds. `error`: two children died of it, or the reference is
+    unreadable.
     `unparsable`: no answer, or one that is no mathematics although the reference is.
     Raises MathVerifierError when math-verify is not installed, and after `close`.
 
