@@ -1,5 +1,6 @@
 """Checkpoints on disk: written whole or not at all, checked before they are read, the newest whole one found."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,10 +17,16 @@ from rollout.errors import UserError
 
 MANIFEST, LATEST = "manifest.json", "latest"
 _BLOCK = 1 << 22
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk, or a user's share of it, says when it is full."""
 
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written or read. Says which file, and what to do."""
+
+
+class DiskFull(UserError, OSError):
+    """Something that a run writes on the way does not fit: metrics, rollouts, a stage's weights."""
 
 
 class DamagedWarning(UserWarning):
@@ -124,6 +131,23 @@ class Checkpoints:
         for step in self.steps():
             if self.path(step) not in kept:
                 shutil.rmtree(self.path(step))
+
+
+@contextmanager
+def disk_named() -> Iterator[None]:
+    """Turns a full disk, as Python or safetensors tell it, into DiskFull."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) not in FULL and "(os error 28)" not in str(error):
+            raise
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        raise DiskFull(
+            f"the disk is full{where}: free some space and start the same command again; it goes on from the last "
+            "checkpoint"
+        ) from error
 
 
 def step_of(checkpoint: Path) -> int:

@@ -15,6 +15,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from apr_train.checkpoint import disk_named
 from apr_train.cluster import ranks_of
 from apr_train.config import Config, ConfigError
 from apr_train.lifecycle import REQUEUE, Stopped
@@ -49,7 +50,7 @@ def one_line_errors(*, every_rank: bool = False) -> Iterator[None]:
     `every_rank` each tells what it found.
     """
     try:
-        with translated_errors(sys.argv[1:]):
+        with translated_errors(sys.argv[1:]), disk_named():
             yield
     except Stopped as stop:
         if rank() == 0:
