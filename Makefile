@@ -8,7 +8,7 @@ PYTHON := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor quickstart test test-slow test-resume test-slurm lint typecheck bench pins clean
+.PHONY: help setup doctor quickstart test test-slow test-resume test-slurm test-chaos test-soak lint typecheck bench pins clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ test-slurm: setup ## the sbatch scripts under a real Slurm on this machine, inst
 
 test-resume: setup ## interrupted runs, one and two ranks, every ZeRO stage; long
 	@$(PYTHON) -m pytest -m slow tests/test_resume.py $(ARGS)
+
+test-chaos: setup ## runs whose engine, verifier, rank, disk or checkpoint is lost, five times each; prints the seconds
+	@$(PYTHON) -m pytest -m slow -s tests/test_chaos.py $(ARGS)
+
+test-soak: setup ## 200 steps of the quick start on two ranks, killed now and then: slopes of memory and handles
+	@$(PYTHON) tests/soak.py $(ARGS)
 
 lint: setup ## ruff: rules and formatting
 	@$(PYTHON) -m ruff check .

@@ -3,6 +3,7 @@
 mid-rollout     told to stop (SIGUSR1) while the rollouts of the step are sampled
 mid-update      SIGKILL after the backward pass of the step, before the optimizer
 mid-save        SIGKILL in the save after the step, when all but the last rename is done
+term-in-save    told to stop (SIGTERM) in the save after the step, when all but the last rename is done
 between-epochs  told to stop at the end of the step, which ends an epoch
 """
 
@@ -53,12 +54,15 @@ def interrupt(step: int) -> None:
             return result
 
         ForkJoinGRPOTrainer.training_step = trained
-    elif POINT == "mid-save":
+    elif POINT in ("mid-save", "term-in-save"):
         rename = Path.rename
 
         def renamed(self: Path, target: Any) -> Any:
-            if Path(target).name == f"step_{step}":
+            if Path(target).name == f"step_{step}" and POINT == "mid-save":
                 die()
+            elif Path(target).name == f"step_{step}":
+                os.kill(os.getpid(), signal.SIGTERM)
+                print(f"told to stop in the save of step {step}", flush=True)
             return rename(self, target)
 
         Path.rename = renamed
