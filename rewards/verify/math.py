@@ -84,7 +84,7 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, answer: str, gold: str, deadline_s: float, again: bool = True) -> Verdict:
-        """The verdict. A child that dies may have been killed for another reason: the next one is asked `again`, once."""
+        """The verdict. A child that dies may have been killed by others: the next one is asked `again`, once."""
         try:
             process = self._process or self._start()
             request = json.dumps({"answer": answer, "gold": gold}) + "\n"
