@@ -8,6 +8,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from rollout.errors import UserError
 
 MANIFEST, LATEST = "manifest.json", "latest"
 _BLOCK = 1 << 22
+WORKERS = 8
+"""Files that are hashed at once."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a disk, or a user's share of it, says when it is full."""
 
@@ -61,7 +64,10 @@ class Checkpoints:
         """Makes the draft of `step` a checkpoint. Raises CheckpointError where the disk does not take it."""
         draft, path = self.path(step).with_suffix(".tmp"), self.path(step)
         with self.named(step):
-            files = {str(file.relative_to(draft)): _fingerprint(file) for file in _files(draft)}
+            found = list(_files(draft))
+            with ThreadPoolExecutor(WORKERS) as pool:  # syncing waits, and hashing lets other threads run
+                told = pool.map(_fingerprint, found)
+                files = {str(file.relative_to(draft)): each for file, each in zip(found, told, strict=True)}
             write_json(draft / MANIFEST, {"step": step, "score": score, "files": files})
             for each in (*(folder for folder in draft.rglob("*") if folder.is_dir()), draft):
                 _sync(each)
@@ -157,20 +163,11 @@ def step_of(checkpoint: Path) -> int:
 
 def verify(checkpoint: Path) -> None:
     """Compares every file with the manifest. Raises CheckpointError for the first that is missing or another."""
-    manifest = _manifest(checkpoint)
-    for name, told in manifest["files"].items():
-        file = checkpoint / name
-        if not file.is_file():
-            raise CheckpointError(f"{checkpoint} is damaged: {name} is missing")
-        if file.stat().st_size != told["bytes"]:
-            size = file.stat().st_size
-            raise CheckpointError(f"{checkpoint} is damaged: {name} has {size} bytes and not {told['bytes']}")
-        try:
-            found = _hash(file)
-        except OSError as error:
-            raise CheckpointError(f"{checkpoint} is damaged: {name} cannot be read ({error.strerror})") from error
-        if found != told["sha256"]:
-            raise CheckpointError(f"{checkpoint} is damaged: {name} has other contents than were written")
+    with ThreadPoolExecutor(WORKERS) as pool:
+        files = _manifest(checkpoint)["files"]
+        damages = pool.map(lambda name: _damage(checkpoint, name, files[name]), files)
+        for told in filter(None, damages):
+            raise CheckpointError(f"{checkpoint} is damaged: {told}")
 
 
 def replace_text(file: Path, text: str) -> None:
@@ -205,6 +202,19 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise CheckpointError(f"{checkpoint} is damaged: it has no readable {MANIFEST}") from error
     return found
+
+
+def _damage(checkpoint: Path, name: str, told: dict[str, Any]) -> str | None:
+    """What is wrong with a file of which the manifest tells `told`."""
+    file = checkpoint / name
+    if not file.is_file():
+        return f"{name} is missing"
+    if (size := file.stat().st_size) != told["bytes"]:
+        return f"{name} has {size} bytes and not {told['bytes']}"
+    try:
+        return None if _hash(file) == told["sha256"] else f"{name} has other contents than were written"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
 
 
 def _score(checkpoint: Path) -> float | None:

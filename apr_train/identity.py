@@ -20,6 +20,8 @@ FREE = (
     *("algorithm.gap_warn", "algorithm.gap_stop"),
 )
 """Keys that may change between two starts of one run: they do not change what it trains."""
+NOTES = ("later_code", "forced")
+"""What later starts add to the file: no settings."""
 SHOWN = 4
 """How many differing keys an error names."""
 
@@ -35,8 +37,8 @@ def identity_of(
 def check_same_run(folder: Path, ours: Mapping[str, Any], *, writes: bool, force: bool = False) -> None:
     """Refuses to go on with a run that was started as another one; notes it where none was started.
 
-    ConfigError names the keys that differ. `force` goes on all the same. Another version of the code is no reason to
-    refuse: it is noted beside the first.
+    ConfigError names the keys that differ. `force` goes on all the same, and notes under `forced` what was and is; the
+    folder stays the first run's. Another version of the code is no reason to refuse: it is noted beside the first.
     """
     file = folder / IDENTITY
     if not file.exists():
@@ -46,7 +48,7 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], *, writes: bool, force
     theirs = read_json(file)
     defaults = dict(_flat(asdict(Config())))  # a key that did not exist then, at its default, changes nothing
     before = {key: value for key, value in defaults.items() if key in ours} | theirs
-    changed = [k for k in {**before, **ours} if before.get(k) != ours.get(k) and k not in ("code", "later_code")]
+    changed = [k for k in {**before, **ours} if before.get(k) != ours.get(k) and k not in ("code", *NOTES)]
     if changed and not force:
         told = ", ".join(f"{key} was {theirs.get(key)} and is {ours.get(key)}" for key in changed[:SHOWN])
         more = f" (and {len(changed) - SHOWN} more)" if len(changed) > SHOWN else ""
@@ -54,9 +56,14 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], *, writes: bool, force
             f"{folder} holds a run with other settings: {told}{more}; take another name=, start anew with "
             "resume=never, or go on all the same with resume=force"
         )
-    versions = dict.fromkeys([*theirs.get("later_code", []), ours["code"]])
-    if writes and ours["code"] not in (theirs["code"], *theirs.get("later_code", [])):
-        write_json(file, {**theirs, "later_code": list(versions)})
+    notes: dict[str, list[Any]] = {name: theirs.get(name, []) for name in NOTES}
+    if ours["code"] != theirs["code"]:
+        notes["later_code"] = list(dict.fromkeys([*notes["later_code"], ours["code"]]))
+    if changed and (told := {key: [before.get(key), ours.get(key)] for key in changed}) not in notes["forced"]:
+        notes["forced"] = [*notes["forced"], told]
+    noted = theirs | {name: told for name, told in notes.items() if told}
+    if writes and noted != theirs:
+        write_json(file, noted)
 
 
 def forget(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import uuid
 import warnings
@@ -87,6 +88,7 @@ class MetricsLog:
         if not self.is_main:
             return
         self._file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
+        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut has all lines of the steps before it
         self._wandb.log({f"{stage}/step": step, **metrics})
         line = progress_line(stage, step, steps, metrics, time.perf_counter() - started, first)
         if self._live:

@@ -275,6 +275,8 @@ def _rollout_writer(parts: Parts) -> OnRollouts:
         with path.open("a") as file:
             for each, reward, advantage in zip(scored, rewards, advantages, strict=True):
                 file.write(line_of(step, each, reward, advantage))
+            file.flush()
+            os.fsync(file.fileno())  # as the metrics
 
     return write
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from apr_train.checkpoint import read_json
 from apr_train.compose import load
 from apr_train.config import ConfigError
-from apr_train.identity import check_same_run, code_version, forget, identity_of
+from apr_train.identity import IDENTITY, check_same_run, code_version, forget, identity_of
 from apr_train.tasks.base import Problem
 
 PROBLEMS = [[Problem("a", "1+1=", "2"), Problem("b", "2+2=", "4")], []]
@@ -49,6 +50,10 @@ def test_another_run_is_refused_by_name(tmp_path: Path, start: dict[str, Any], t
     check_same_run(tmp_path, changed, writes=True, force=True)
     with pytest.raises(ConfigError):  # a forced start does not make the folder another run's
         check_same_run(tmp_path, changed, writes=True)
+    check_same_run(tmp_path, changed, writes=True, force=True)
+    check_same_run(tmp_path, ours(), writes=True)
+    (noted,) = read_json(tmp_path / IDENTITY)["forced"]  # once, though it was forced twice
+    assert noted and noted == {key: [ours().get(key), changed.get(key)] for key in noted}
 
 
 def test_a_setting_that_did_not_exist_then_matters_only_away_from_its_default(tmp_path: Path) -> None:
