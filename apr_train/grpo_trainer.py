@@ -290,7 +290,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
             sampled = self._summed(batch["completion_mask"].sum())
             self._buffered_inputs = [
                 pad_rows(part, self._most_rows(part)) | {"num_items_in_batch": sampled}
-                for part in split_groups(batch, self.micro_batches)
+                for part in split_groups(batch, self.micro_batches, packed=self.packed)
             ]
         return self._buffered_inputs[self._step % self.micro_batches]
 

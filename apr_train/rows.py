@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from itertools import count
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from apr_train.credit import CallAdvantages
@@ -77,22 +79,49 @@ def _numbers(trajectories: Sequence[Trajectory], masks: Masks) -> Iterator[list[
         yield [next(place) if structured else -1 for structured in masks.structured(trajectory)]
 
 
-def split_groups(batch: Rows, parts: int) -> list[Rows]:
-    """Whole groups into `parts` micro-batches of about equal tokens: the heaviest group to the lightest part.
+def split_groups(batch: Rows, parts: int, *, packed: bool) -> list[Rows]:
+    """Whole groups into `parts` micro-batches of about equal work: the heaviest group to the lightest part. What
+    several rows begin with alike is computed once where they are packed, and so it weighs once.
 
     Raises ValueError when there are fewer groups than parts.
     """
     groups = batch["group"].unique().tolist()
     if len(groups) < parts:
         raise ValueError(f"{len(groups)} groups cannot fill {parts} micro-batches: lower algorithm.micro_batches")
-    tokens_B = batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
-    weight = {g: int(tokens_B[batch["group"] == g].sum()) for g in groups}
+    weight = {g: _tokens({key: value[batch["group"] == g] for key, value in batch.items()}, packed) for g in groups}
     shares: list[list[int]] = [[] for _ in range(parts)]
     for group in sorted(groups, key=lambda g: (-weight[g], g)):
         # an empty share first, so that no micro-batch is left without a group
         min(shares, key=lambda share: (bool(share), sum(weight[g] for g in share))).append(group)
     chosen = [torch.isin(batch["group"], torch.tensor(share, device=batch["group"].device)) for share in shares]
     return [_trimmed({key: value[rows] for key, value in batch.items()}) for rows in chosen]
+
+
+def _tokens(batch: Rows, packed: bool) -> int:
+    """What the rows hold; where they are packed, what is left of it when each shared beginning counts once."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1).bool()
+    rows = [row[seen].cpu().numpy() for row, seen in zip(ids, mask, strict=True)]
+    return distinct_prefixes(rows) if packed else sum(map(len, rows))
+
+
+def distinct_prefixes(rows: Sequence[ArrayLike]) -> int:
+    """How many tokens a trie of the rows has.
+
+    >>> distinct_prefixes([[5, 6, 7], [5, 6, 8], [5, 6]])
+    4
+    """
+    # In lexical order a row shares with those before it at most what it shares with its neighbour. Bytes of equal width
+    # and the highest first have the order of what they say, and are compared without a loop.
+    ordered = [np.frombuffer(each, ">u4") for each in sorted(np.array(row, ">u4").tobytes() for row in rows)]
+    return sum(map(len, ordered)) - sum(map(_common, ordered, ordered[1:]))
+
+
+def _common(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> int:
+    """The length of what two rows begin with alike."""
+    shorter = min(len(one), len(other))
+    differ = one[:shorter] != other[:shorter]
+    return int(differ.argmax()) if differ.any() else shorter
 
 
 def cut_rows(batch: Rows, parts: int) -> list[Rows]:

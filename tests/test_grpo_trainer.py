@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from trainers import gradient_norms, make_trainer, rows_of_a_step, separate_logps, step_gradient, tiny_model
 
 from apr_train.advantage import group_advantages
 from apr_train.guard import GapError, GapGate
-from apr_train.rows import call_rows, pad_rows, split_groups
+from apr_train.rows import call_rows, distinct_prefixes, pad_rows, split_groups
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -154,12 +156,36 @@ def test_a_failed_verifier_takes_no_part_in_the_baseline() -> None:
 def test_groups_are_never_torn_between_micro_batches(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, packed=True)
     batch = trainer._generate_and_score_completions(rows_of_a_step(trainer))
-    parts = split_groups(batch, 3)
+    parts = split_groups(batch, 3, packed=True)
     seen = [set(part["group"].tolist()) for part in parts]
     assert set.union(*seen) == {0, 1, 2, 3} and sum(map(len, seen)) == 4 and all(seen)
     assert sum(len(part["advantages"]) for part in parts) == len(batch["advantages"])
     with pytest.raises(ValueError, match="micro_batches"):
-        split_groups(batch, 5)
+        split_groups(batch, 5, packed=True)
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=8))
+def test_a_shared_beginning_weighs_once(rows: list[list[int]]) -> None:
+    prefixes = {tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)}
+    assert distinct_prefixes(rows) == len(prefixes)
+
+
+def test_a_group_of_many_alike_calls_is_not_taken_for_the_heaviest() -> None:
+    contexts = [[*range(40), last] for last in range(50, 58)] + [[*range(start, start + 30)] for start in (60, 90, 120)]
+    rows = len(contexts)
+    batch: dict[str, torch.Tensor] = {
+        "prompt_ids": torch.tensor([[0] * (41 - len(context)) + context for context in contexts]),
+        "prompt_mask": torch.tensor([[0] * (41 - len(context)) + [1] * len(context) for context in contexts]),
+        "completion_ids": torch.ones(rows, 1, dtype=torch.long),
+        "completion_mask": torch.zeros(rows, 1, dtype=torch.long),
+        "advantages": torch.zeros(rows),
+        "group": torch.tensor([0] * 8 + [1, 2, 3]),
+    }
+    # 48 tokens for eight calls that begin alike, 30 for each of the others: two and two is the even way
+    found = [sorted(set(part["group"].tolist())) for part in split_groups(batch, 2, packed=True)]
+    assert sorted(map(len, found)) == [2, 2]
+    alone = [sorted(set(part["group"].tolist())) for part in split_groups(batch, 2, packed=False)]
+    assert [0] in alone
 
 
 def test_rows_without_trajectories_are_refused_by_shape() -> None:
