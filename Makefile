@@ -38,7 +38,7 @@ test-resume: setup ## interrupted runs, one and two ranks, every ZeRO stage; lon
 	@$(PYTHON) -m pytest -m slow tests/test_resume.py $(ARGS)
 
 test-chaos: setup ## runs whose engine, verifier, rank, disk or checkpoint is lost, five times each; prints the seconds
-	@$(PYTHON) -m pytest -m slow -s tests/test_chaos.py $(ARGS)
+	@$(PYTHON) -m pytest -m slow -s tests/test_chaos.py tests/test_chaos_engine.py $(ARGS)
 
 test-soak: setup ## 200 steps of the quick start on two ranks, killed now and then: slopes of memory and handles
 	@$(PYTHON) tests/soak.py $(ARGS)

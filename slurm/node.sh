@@ -12,7 +12,7 @@ code=0
 "$APR_PYTHON" -m torch.distributed.run --nnodes="$APR_NODES" \
   --nproc-per-node="${APR_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}" --signals-to-handle=SIGINT \
   --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$APR_RENDEZVOUS" --rdzv-conf="is_host=$host" \
-  scripts/train.py "$@" || code=$?
+  "${APR_SCRIPT:-scripts/train.py}" "$@" || code=$?
 # torchrun says 1 whatever its ranks said. That they were told to stop is no failure, for which srun would kill others.
 if [[ -e $APR_STOPPED ]]; then exit 0; fi
 exit "$code"

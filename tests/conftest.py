@@ -1,6 +1,7 @@
 """What every test shares: one thread a process, no network, the same random examples each time."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,22 @@ settings.load_profile("project")
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def warm_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that is right now and then, so that there is a gradient to get wrong."""
+    from real_runs import MODEL, SFT, start
+
+    folder = tmp_path_factory.mktemp("policy") / "warm"
+    start(folder, *MODEL, *SFT)
+    return folder / "sft"
+
+
+@pytest.fixture(scope="session")
+def seconds_table() -> Iterator[None]:
+    """Prints what the chaos tests have measured."""
+    yield
+    from chaos import table
+
+    print(f"\n{table()}")

@@ -58,12 +58,6 @@ def start(folder: Path, *overrides: str, ranks: int = 1, interrupt: str = "") ->
     return done.returncode
 
 
-def warm_model(folder: Path) -> Path:
-    """A policy that is right now and then, so that there is a gradient to get wrong."""
-    start(folder / "warm", *MODEL, *SFT)
-    return folder / "warm" / "sft"
-
-
 def results(folder: Path, ranks: int) -> dict[str, Any]:
     """All that a run leaves and that does not measure time."""
     summary = json.loads((folder / "summary.json").read_text())

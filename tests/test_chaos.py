@@ -8,7 +8,6 @@ import json
 import os
 import random
 import subprocess
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,49 +15,21 @@ from typing import Any
 
 import psutil
 import pytest
-from real_runs import MODEL, RL, Running, command, logged, results, running, start, warm_model
+from chaos import FINE, MOST_SECONDS, ROUNDS, SEED, rl_step, took
+from real_runs import MODEL, Running, command, results, running, start
 
 from apr_train.checkpoint import Checkpoints
 from apr_train.lifecycle import REQUEUE
 
-pytestmark = pytest.mark.slow
-ROUNDS = 5
-MOST_SECONDS = 60.0
-SEED = 0
-FINE = (*MODEL, *RL, "algorithm.steps=12", "checkpoint.every=1")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("seconds_table")]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return warm_model(tmp_path_factory.mktemp("model"))
-
-
-TIMES: dict[str, list[float]] = defaultdict(list)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
-    """Prints the seconds of each kind."""
-    yield
-    rows = {kind: {"times": len(found), "most_seconds": round(max(found), 1)} for kind, found in TIMES.items()}
-    print(f"\n{json.dumps(rows)}")
-
-
-def took(kind: str, seconds: float) -> None:
-    TIMES[kind].append(seconds)
-    assert seconds < MOST_SECONDS, f"{kind}: {seconds:.0f} s"
-
-
-def rl_step(folder: Path) -> int:
-    return max((row["step"] for row in logged(folder) if row["stage"] == "rl"), default=0)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[int, dict[str, Any]]:
+def whole(tmp_path_factory: pytest.TempPathFactory, warm_policy: Path) -> dict[int, dict[str, Any]]:
     """What undisturbed runs of one and of two ranks leave."""
     folder = tmp_path_factory.mktemp("whole")
     for ranks in (1, 2):
-        start(folder / str(ranks), *FINE, f"model.path={model}", ranks=ranks)
+        start(folder / str(ranks), *FINE, f"model.path={warm_policy}", ranks=ranks)
     return {ranks: results(folder / str(ranks), ranks) for ranks in (1, 2)}
 
 
@@ -73,8 +44,8 @@ def ranks_of(run: Running) -> list[psutil.Process]:
     return [found[rank] for rank in sorted(found)]
 
 
-def test_a_rank_that_is_killed(tmp_path: Path, model: Path, whole: dict[int, dict[str, Any]]) -> None:
-    chosen, broken, arguments = random.Random(SEED), tmp_path / "run", (*FINE, f"model.path={model}")
+def test_a_rank_that_is_killed(tmp_path: Path, warm_policy: Path, whole: dict[int, dict[str, Any]]) -> None:
+    chosen, broken, arguments = random.Random(SEED), tmp_path / "run", (*FINE, f"model.path={warm_policy}")
     for _ in range(ROUNDS):
         with running(command(broken, *arguments, ranks=2), tmp_path / "log") as run:
             before = rl_step(broken)
@@ -88,8 +59,8 @@ def test_a_rank_that_is_killed(tmp_path: Path, model: Path, whole: dict[int, dic
     same(results(broken, 2), whole[2])
 
 
-def test_a_stop_in_the_middle_of_a_save(tmp_path: Path, model: Path, whole: dict[int, dict[str, Any]]) -> None:
-    broken, arguments = tmp_path / "run", (*FINE, f"model.path={model}")
+def test_a_stop_in_the_middle_of_a_save(tmp_path: Path, warm_policy: Path, whole: dict[int, dict[str, Any]]) -> None:
+    broken, arguments = tmp_path / "run", (*FINE, f"model.path={warm_policy}")
     for step in range(1, ROUNDS + 1):
         with running(command(broken, *arguments), tmp_path / "log", INTERRUPT=f"term-in-save:{step}") as run:
             run.until(lambda step=step: f"told to stop in the save of step {step}" in run.output, 120)
@@ -100,8 +71,8 @@ def test_a_stop_in_the_middle_of_a_save(tmp_path: Path, model: Path, whole: dict
     same(results(broken, 1), whole[1])
 
 
-def test_the_newest_checkpoint_is_cut_off(tmp_path: Path, model: Path, whole: dict[int, dict[str, Any]]) -> None:
-    broken, arguments = tmp_path / "run", (*FINE, f"model.path={model}")
+def test_the_newest_checkpoint_is_cut_off(tmp_path: Path, warm_policy: Path, whole: dict[int, dict[str, Any]]) -> None:
+    broken, arguments = tmp_path / "run", (*FINE, f"model.path={warm_policy}")
     start(broken, *arguments, interrupt="between-epochs:3")
     for round_ in range(ROUNDS):
         newest = Checkpoints(broken / "checkpoints" / "rl").newest()
@@ -137,8 +108,10 @@ def fill(file: Path, block: int) -> None:
             pass
 
 
-def test_a_disk_that_fills_up(tmp_path: Path, small_disk: Path, model: Path, whole: dict[int, dict[str, Any]]) -> None:
-    broken, arguments, chosen = small_disk / "run", (*FINE, f"model.path={model}"), random.Random(SEED)
+def test_a_disk_that_fills_up(
+    tmp_path: Path, small_disk: Path, warm_policy: Path, whole: dict[int, dict[str, Any]]
+) -> None:
+    broken, arguments, chosen = small_disk / "run", (*FINE, f"model.path={warm_policy}"), random.Random(SEED)
     for _ in range(ROUNDS):
         with running(command(broken, *arguments), tmp_path / "log") as run:
             before, told = rl_step(broken), run.output

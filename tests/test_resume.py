@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from real_runs import MODEL, RL, results, start, warm_model
+from real_runs import MODEL, RL, results, start
 
 from apr_train.checkpoint import Checkpoints
 from apr_train.lifecycle import REQUEUE
@@ -18,11 +18,6 @@ from apr_train.lifecycle import REQUEUE
 POINTS = {"mid-rollout": 4, "mid-update": 4, "mid-save": 4, "between-epochs": 3}
 EXPECTED = {"mid-rollout": 3, "mid-update": 2, "mid-save": 2, "between-epochs": 3}
 """The step that the second start goes on from."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return warm_model(tmp_path_factory.mktemp("model"))
 
 
 WHOLE: dict[tuple[str, int], dict[str, Any]] = {}
@@ -33,9 +28,9 @@ WHOLE: dict[tuple[str, int], dict[str, Any]] = {}
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", ["none", "zero0", "zero1", "zero2", "zero3"])
 def test_an_interrupted_run_ends_as_one_that_was_not(
-    tmp_path: Path, model: Path, stage: str, ranks: int, point: str
+    tmp_path: Path, warm_policy: Path, stage: str, ranks: int, point: str
 ) -> None:
-    overrides = (*MODEL, *RL, f"model.path={model}", f"deepspeed={stage}")
+    overrides = (*MODEL, *RL, f"model.path={warm_policy}", f"deepspeed={stage}")
     if (stage, ranks) not in WHOLE:
         start(tmp_path / "whole", *overrides, ranks=ranks)
         WHOLE[stage, ranks] = results(tmp_path / "whole", ranks)
@@ -71,8 +66,8 @@ def test_a_run_stopped_in_its_warm_start_ends_as_one_that_was_not(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_trained_again_unless_asked(tmp_path: Path, model: Path) -> None:
-    overrides = (*MODEL, *RL, f"model.path={model}")
+def test_a_finished_run_is_not_trained_again_unless_asked(tmp_path: Path, warm_policy: Path) -> None:
+    overrides = (*MODEL, *RL, f"model.path={warm_policy}")
     start(tmp_path / "run", *overrides)
     before = (tmp_path / "run" / "rl" / "model.safetensors").stat().st_mtime_ns
     start(tmp_path / "run", *overrides)

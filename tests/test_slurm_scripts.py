@@ -21,6 +21,7 @@ esac
 """
 SRUN = """#!/usr/bin/env bash
 echo "nodes=$APR_NODES at=$APR_RENDEZVOUS srun $*" >> "$FAKE/log"
+env | grep ^APR_SCRIPT= >> "$FAKE/log"
 if [[ -n ${REACHED:-} ]]; then echo "$REACHED" > "$APR_STOPPED.0"; fi
 if [[ -n ${HALVED:-} ]]; then echo "$HALVED" > outputs/mine/memory.json; fi
 exit "${CODE:-0}"
@@ -119,6 +120,14 @@ def test_a_stop_is_requeued_and_a_failure_is_not(checkout: Checkout) -> None:
     assert code == 1 and REQUEUED not in log
     code, log = checkout.run("train.sbatch", CODE="1", REACHED="rl/step_3")  # told to stop, and one node failed
     assert code == 1 and REQUEUED not in log
+
+
+def test_each_script_starts_its_own_program(checkout: Checkout) -> None:
+    for script in ("evaluate", "self_train"):
+        assert f"APR_SCRIPT=scripts/{script}.py" in checkout.run(f"{script}.sbatch")[1]
+        log = checkout.run("node.sh", **checkout.node, APR_SCRIPT=f"scripts/{script}.py")[1]
+        assert f"scripts/{script}.py" in log[0] and (ROOT / "scripts" / f"{script}.py").is_file()
+    assert not [line for line in checkout.run("train.sbatch")[1] if "APR_SCRIPT" in line]
 
 
 def test_a_job_short_of_memory_is_requeued_while_it_cuts_finer(checkout: Checkout) -> None:
