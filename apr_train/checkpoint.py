@@ -190,16 +190,19 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     """An object that `write_json` wrote. Raises CheckpointError where it cannot be read."""
     try:
-        return json.loads(file.read_text())
+        found: object = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read ({error}): it was cut off, or changed by hand") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} cannot be read (it holds no object): it was changed by hand")
+    return found
 
 
 def _manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
-        assert isinstance(found["files"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        assert all(isinstance(told["bytes"], int) and told["sha256"] for told in found["files"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise CheckpointError(f"{checkpoint} is damaged: it has no readable {MANIFEST}") from error
     return found
 

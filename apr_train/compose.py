@@ -104,6 +104,10 @@ def translated_errors(overrides: Sequence[str]) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):  # a ValueError, where other mistakes are Hydra's
+            raise
+        raise ConfigError(_no_option(overrides)) from error
 
 
 def opened(overrides: Sequence[str]) -> list[str]:
@@ -124,9 +128,12 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line for one exception. Hydra wraps OmegaConf's, whose text ends in a line `full_key: a.b`."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _unknown_option(error)
+        return _unknown_option(error, overrides)
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}; write key=value, and quote what the shell would change"
+    if found := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
+        key, _, value = found[1].partition("=")
+        return f"{key}={value}: write {key}=[{value}] for a list, {key}='{value}' for text, or add --multirun for runs"
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
     key = re.search(r"full_key: (\S+)", text)
     if key is None:
@@ -137,13 +144,30 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{key[1]}={found[1]}: it takes {KINDS.get(found[2], found[2])}"
     if found := re.search(r"Value '(.*)' is not a valid bool", text):
         return f"{key[1]}={found[1]}: it takes true or false"
+    if re.search(r"Cannot assign \w+ to Dict", text):
+        return f"{key[1]} takes settings by name, e.g. {key[1]}.name=value, and no value of its own"
     if "is not Optional" in text:
         return f"{key[1]}=null: it needs a value"
     return f"{key[1]}: {str(error.__cause__ or error).splitlines()[0]}"
 
 
-def _unknown_option(error: MissingConfigException) -> str:
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
+def _no_option(overrides: Sequence[str]) -> str:
+    """Of the first override whose value is no name of an option: a number, null, or nothing before its `=`."""
+    for override in overrides:
+        group, _, option = override.lstrip("+").partition("=")
+        folder = CONFIGS / group
+        if group and folder.is_dir() and (option in ("", "null") or not option.isidentifier()):
+            return f"{override}: name an option ({', '.join(sorted(file.stem for file in folder.glob('*.yaml')))})"
+    odd = next((override for override in overrides if override.lstrip("+").startswith("=")), " ".join(overrides))
+    return f"cannot read {odd!r}; write key=value, and quote what the shell would change"
+
+
+def _unknown_option(error: MissingConfigException, overrides: Sequence[str]) -> str:
+    missing = str(error.missing_cfg_file)
+    group, _, option = missing.rpartition("/")
+    for override in overrides:  # an option that is a path itself
+        key, equals, value = override.lstrip("+").partition("=")
+        group, option = (key, value) if equals and f"{key}/{value}" == missing else (group, option)
     options = list(error.options or [])
     near = nearest(option, options)
     hint = f"did you mean {group}={near}? " if near else ""
@@ -161,7 +185,7 @@ def _unknown(key: str, known: DictConfig) -> str:
     keys = list(_keys(known))
     if parent == "":
         keys += [folder.name for folder in CONFIGS.iterdir() if folder.is_dir()]
-    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    siblings = list(dict.fromkeys(k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent))
     if near := nearest(name, siblings):
         return f"unknown key {key}; did you mean {parent}{'.' * bool(parent)}{near}?"
     if namesakes := [k for k in keys if k.rpartition(".")[2] == name]:

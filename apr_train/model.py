@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -23,11 +21,17 @@ from transformers import (
 
 from apr_train.config import ModelConfig
 from rollout.engines import thread_vectors
-from rollout.errors import UserError
+from rollout.errors import UserError, shortened
 from rollout.tokens import Tokens, register_tags
 
-UNUSABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError)
-"""What `from_pretrained` raises for a folder or hub name that holds no sound model."""
+REASONS = {
+    "ignore_mismatched_sizes": "its weights have other shapes than its config.json says",
+    "contains custom code": "it comes with Python of its own, which is never run: use a model that transformers knows",
+    "Unrecognized configuration class": "it is no model that writes text on",
+    "does not recognize this architecture": "transformers does not know its model_type",
+    "Weights only load failed": "its *.bin is no plain weights file and is not run: use *.safetensors",
+}
+"""Words of what `from_pretrained` says, which is for those who call it, and what it means here."""
 
 
 class ModelError(UserError, ValueError):
@@ -58,7 +62,10 @@ def prepare_model_folder(config: ModelConfig, tags: Sequence[str], folder: Path,
                     weight[tokens.tag(tag)] = weight[list(spelled[tag])].mean(0)
     if config.thread_vectors and not thread_vectors.count_of(model):
         thread_vectors.install(model, config.thread_vectors)
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except ValueError as error:  # transformers checks these settings when they are written, not when they are read
+        raise ModelError(f"model.path={config.path}: generation_config.json ({shortened(error)})") from error
     tokenizer.save_pretrained(folder)
 
 
@@ -86,6 +93,8 @@ def load_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
         return AutoModelForCausalLM.from_config(_scratch(config, tokenizer)).to(dtype)
     with _one_line_errors(config.path, "config.json"):
         architecture = AutoConfig.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
+    if getattr(architecture, "quantization_config", None) is not None:
+        raise ModelError(f"model.path={config.path} is quantised, which cannot be trained: take the full weights")
     longest = getattr(architecture, "max_position_embeddings", config.max_context)
     if longest < config.max_context:
         raise ModelError(f"model.max_context={config.max_context} is longer than the model's own {longest}: lower it")
@@ -96,6 +105,9 @@ def load_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
         raise ModelError(
             f"model.path={config.path}: its files hold no {missing[0]}, and {len(missing)} are missing in all"
         )
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"model.path={config.path}: {name} holds NaN or infinity; download or export it again")
     held = thread_vectors.count_of(model)
     if held not in (0, config.thread_vectors):
         raise ModelError(f"model.path={config.path} has vectors for {held} threads: set model.thread_vectors={held}")
@@ -104,12 +116,15 @@ def load_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
 
 @contextmanager
 def _one_line_errors(path: str, what: str) -> Iterator[None]:
-    """Turns UNUSABLE into "model.path=here: cannot load its tokenizer (KeyError: 'added_tokens')"."""
+    """Turns what is raised into "model.path=here: cannot load its tokenizer (KeyError: 'added_tokens')"."""
     try:
         yield
-    except UNUSABLE as error:
-        reason = [type(error).__name__, *str(error).strip().splitlines()[:1]]
-        raise ModelError(f"model.path={path}: cannot load its {what} ({': '.join(reason)})") from error
+    except UserError:
+        raise
+    except Exception as error:  # transformers, tokenizers, safetensors and torch raise many kinds: "no sound model"
+        known = [reason for words, reason in REASONS.items() if words in str(error)]
+        reason = known[0] if known else shortened(f"{type(error).__name__}: {error}")
+        raise ModelError(f"model.path={path}: cannot load its {what} ({reason})") from error
 
 
 def _scratch(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from apr_train.checkpoint import LATEST, read_json, replace_text, write_json
-from apr_train.config import Config
+from apr_train.config import Config, ConfigError
 from apr_train.identity import FREE, check_same_run, forget, identity_of
 from apr_train.lifecycle import Stopped
 from apr_train.rollouts import Sampler
@@ -33,6 +33,10 @@ def claim(
     free: Sequence[str] = FREE,
 ) -> None:
     """Makes the folder this run's, or refuses what another run left there. ConfigError names what differs."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir={folder} cannot be made ({error.strerror}): name another folder") from error
     with world.main_process_first():
         if config.resume == "never" and world.is_main_process:
             forget(folder)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from rewards.scored import Group, Scored
 from rewards.verdict import Verdict
 from rollout.critical_path import measure
-from rollout.errors import UserError
+from rollout.errors import UserError, shortened
 from rollout.trajectory import Trajectory, TrajectoryError
 
 
@@ -36,7 +36,8 @@ def read_groups(files: Sequence[Path]) -> list[tuple[int, Group]]:
         try:
             lines = file.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise StoredError(f"{file} cannot be read: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise StoredError(f"{file} cannot be read: {why}") from error
         for number, line in enumerate(lines, start=1):
             step, scored = _read(line, f"{file}:{number}")
             found.setdefault((step, scored.trajectory.problem_id), []).append(scored)
@@ -47,14 +48,27 @@ def read_groups(files: Sequence[Path]) -> list[tuple[int, Group]]:
 
 def _read(line: str, where: str) -> tuple[int, Scored]:
     try:
-        raw: dict[str, Any] = json.loads(line)
+        raw: Any = json.loads(line)
+        if not isinstance(raw, dict):
+            raise TypeError(f"a line is an object, not {type(raw).__name__}")
         trajectory = Trajectory.from_json(json.dumps(raw["trajectory"]))
         verdict, step = raw["verdict"], int(raw["step"])
-    except (ValueError, KeyError, TypeError, TrajectoryError) as error:
-        raise StoredError(f"{where} is no recorded rollout ({error!r})") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        cause = (isinstance(error, TrajectoryError) and error.__cause__) or error
+        why = shortened(f"{type(cause).__name__}: {cause}")
+        raise StoredError(f"{where} is no recorded rollout ({why})") from error
     if verdict not in get_args(Verdict):
         raise StoredError(f"{where}: verdict {verdict!r} is none of {', '.join(get_args(Verdict))}")
     return step, Scored(trajectory, measure(trajectory), verdict, raw.get("flaw"))
+
+
+def check_writable(*files: Path | None) -> None:
+    """StoredError for the first file that cannot be written, before the work that would be lost."""
+    for file in files:
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise StoredError(
+                f"cannot write {file}: {'it is a folder' if file.is_dir() else 'its folder is not there'}"
+            )
 
 
 def write_baseline(groups: Iterable[Group], file: Path) -> int:

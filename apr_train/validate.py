@@ -6,13 +6,14 @@ from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from apr_train.config import PUBLIC_MASKS, AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
 from apr_train.sampler import join_of
+from apr_train.values import check_url, check_values
+from apr_train.values import need as _need
 from rewards.build import make_reward
 from rewards.errors import RewardError
-from rollout.engines.bearer import VARIABLE, TokenError, is_loopback, token_of
+from rollout.engines.bearer import VARIABLE
 from rollout.errors import nearest
 from rollout.shown import secret_in
 
@@ -45,7 +46,8 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
     ),
     1: (
         *("model.hidden_size", "model.layers", "model.heads", "model.kv_heads", "model.head_dim"),
-        *("model.intermediate_size", "model.max_context", "data.train_problems"),
+        *("model.intermediate_size", "model.max_context", "model.vocabulary", "data.train_problems"),
+        "strategy.stride",
         *("algorithm.prompts_per_step", "algorithm.micro_batches", "sft.problems_per_step"),
         *("rollout.max_response_tokens", "rollout.max_critical_tokens", "rollout.max_threads", "rollout.max_blocks"),
         *("rollout.max_depth", "checkpoint.keep_last", "cluster.nodes", "guard.bad_steps"),
@@ -58,6 +60,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
 ABOVE_ZERO = (
     *("algorithm.learning_rate", "algorithm.epsilon_low", "algorithm.epsilon_high", "algorithm.max_grad_norm"),
     *("algorithm.gap_warn", "algorithm.gap_stop", "sft.learning_rate", "model.rope_theta"),
+    "model.initializer_range",
     *("rollout.temperature", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
 )
 REASONS = {
@@ -77,11 +80,13 @@ WRONG_LOSSES = {
 
 
 def validate(config: Config, ranks: int = 1) -> None:
-    """Checks meaning (types are the schema's). Reads no file but a reward's baseline. ConfigError at the first breach.
+    """Checks meaning (types are the schema's). Reads no file but a reward's baseline, and looks
+    whether there is one where the output folder is to be. ConfigError at the first breach.
 
     >>> validate(config, ranks=2)  # algorithm.prompts_per_step=3 must be a multiple of the number of ranks, 2
     """
     _check_secrets(config)
+    check_values(config)
     _check_dialect(config)
     for key, options in CHOICES.items():
         _one_of(key, attrgetter(key)(config), options)
@@ -98,7 +103,6 @@ def validate(config: Config, ranks: int = 1) -> None:
     eta, rate = config.self_train.min_eta, config.self_train.learning_rate
     _need(rate is None or rate > 0, f"self_train.learning_rate={rate} must be above 0")
     _need(eta is None or 0.0 <= eta < 1.0, f"self_train.min_eta={eta} must be in [0, 1)")
-    _need(bool(config.name) and "/" not in config.name, f"name={config.name!r} must be a folder name, without /")
     _need(
         config.cluster.launcher == "none" or config.dry_run,
         "cluster=slurm starts nothing by itself: add dry_run=true, and type the sbatch command that it prints",
@@ -163,11 +167,6 @@ def check_model_folder(model: ModelConfig) -> None:
     )
 
 
-def _need(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
-
-
 def _reason(key: str) -> str:
     return f": {REASONS[key]}" if key in REASONS else ""
 
@@ -199,7 +198,8 @@ def _check_dialect(config: Config) -> None:
         cls = dialect_class(dialect.name)
         cls.tags(dialect.options)
     except DialectError as error:
-        raise ConfigError(f"dialect.name={dialect.name}: {error}") from error
+        where = "" if str(error).startswith("dialect.name=") else f"dialect.name={dialect.name}: "
+        raise ConfigError(f"{where}{error}") from error
     _check_strategy(config)
     _check_mask(config)
     join = dialect.join or cls.joins[0]
@@ -312,27 +312,9 @@ def _check_rollout(rollout: RolloutConfig, model: ModelConfig, *, flat: bool) ->
         f"rollout.gpu_memory_utilization={rollout.gpu_memory_utilization} must be below 1: the trainer needs the rest",
     )
     if rollout.engine == "vllm_http":
-        url = rollout.url or ""
-        _need(
-            url.startswith(("http://", "https://")),
-            f"rollout.url={rollout.url}: vllm_http needs the server's address, e.g. http://127.0.0.1:8000/v1",
-        )
-        _check_host(url)
+        check_url(str(rollout.url))
     else:
         _need(rollout.url is None, f"rollout.url={rollout.url} is only for rollout=vllm_http")
-
-
-def _check_host(url: str) -> None:
-    try:
-        host, token = urlsplit(url).hostname, token_of()
-    except TokenError as error:
-        raise ConfigError(str(error)) from error
-    except ValueError as error:
-        raise ConfigError(f"rollout.url={url} is no address ({error})") from error
-    _need(
-        token is not None or is_loopback(host),
-        f"rollout.url={url} is another machine: set {VARIABLE} to the token of its server, here and there",
-    )
 
 
 def _check_secrets(config: Config) -> None:

@@ -61,7 +61,7 @@ class Settings:
     scope: Scope = "all"
 
 
-COMMON = frozenset(Settings.__dataclass_fields__)
+COMMON = tuple(Settings.__dataclass_fields__)
 
 
 def make_reward(terms: Mapping[str, Mapping[str, Any]]) -> Reward:

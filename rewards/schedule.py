@@ -133,7 +133,12 @@ def make_schedule(given: Mapping[str, Any], what: str = "schedule") -> Schedule:
     """
     if given.get("kind") == "piecewise":
         return _piecewise(given, what)
-    made: Schedule = read_kind(what, KINDS, given, RewardError, default="constant", others=("piecewise",))
+    try:
+        made: Schedule = read_kind(what, KINDS, given, RewardError, default="constant", others=("piecewise",))
+    except RewardError as error:
+        if str(error).startswith(what):
+            raise
+        raise RewardError(f"{what}: {error}") from error  # a value that its own class refuses
     return made
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from rollout.errors import UserError
+from rollout.errors import UserError, shortened
 
 # pyright: reportUnknownMemberType=false
 # (transformers types its tokenizers only in part)
@@ -87,9 +87,12 @@ class Tokens:
         if not self.tokenizer.chat_template:
             whole: list[int] = self.tokenizer.encode("", add_special_tokens=True)
             return tuple(token for token in whole if token == self.tokenizer.bos_token_id), ()
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": _SLOT}], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": _SLOT}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of the model's, and may raise anything
+            raise TagError(f"the chat template cannot be rendered ({shortened(error)}): correct it") from error
         before, found, after = str(rendered).partition(_SLOT)
         if not found or _SLOT in after:
             raise TagError("the chat template does not show the user's message exactly once: use a plain template")

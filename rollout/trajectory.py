@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rollout.view import View
 
@@ -104,6 +104,24 @@ class Trajectory:
         if self.thread_vectors and self.attention != "stitched":
             raise TrajectoryError(f"threads have vectors in stitched trajectories only, not in {self.attention} ones")
 
+    def _check_types(self) -> None:
+        """TypeError for the first value that is not of its field's type, which a file can hold and no engine gives."""
+        named = (("outcome", self.outcome, Outcome), ("attention", self.attention, Attention))
+        origins = (("origin", segment.origin, Origin) for segment in self.segments)
+        for name, value, known in (*named, *origins, *(("event", call.event, Event) for call in self.calls)):
+            if value not in get_args(known):
+                raise TypeError(f"{name} {value!r} is none of {', '.join(get_args(known))}")
+        for value in (self.problem_id, self.dialect):
+            if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance] (it comes from a file)
+                raise TypeError(f"{value!r} is no text")
+        numbers = [*(call.sampled for call in self.calls), *self.notes.values(), self.policy_version, self.stride]
+        for each in (*((*s.ids, *s.parents, *s.thread) for s in self.segments), *(c.context for c in self.calls)):
+            numbers += each
+        if odd := [value for value in numbers if type(value) is not int]:
+            raise TypeError(f"{odd[0]!r} is no whole number")
+        if any(value != value for segment in self.segments for value in segment.logprobs or ()):
+            raise TypeError("a log-prob is NaN")
+
     def ids(self, segments: tuple[int, ...]) -> list[int]:
         """The token ids of these segments, one after the other."""
         return [token for index in segments for token in self.segments[index].ids]
@@ -155,7 +173,9 @@ class Trajectory:
                 for s in raw.pop("segments")
             )
             calls = tuple(Call(tuple(c["context"]), c["sampled"], c["event"]) for c in raw.pop("calls"))
-            return cls(segments=segments, calls=calls, **raw)
+            read = cls(segments=segments, calls=calls, **raw)
+            read._check_types()
+            return read
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise TrajectoryError(f"not a trajectory line ({error!r}): {line[:80]!r}") from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from apr_train.corpora import LAYOUTS, import_corpus
 from apr_train.corpora.report import save, show
+from apr_train.stored import check_writable
 from rollout.errors import UserError
 from rollout.shown import one_line
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the report as JSON")
     arguments = parser.parse_args(argv)
     try:
+        check_writable(arguments.out)
         return run(arguments)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

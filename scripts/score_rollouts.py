@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apr_train.compose import load
-from apr_train.stored import read_groups, write_baseline
+from apr_train.stored import check_writable, read_groups, write_baseline
 from rewards.build import make_reward
 from rewards.reward import Reward
 from rewards.scored import Group
@@ -32,6 +32,9 @@ from rollout.shown import one_line
 
 Columns = dict[str, np.ndarray]
 """A reward's total and its terms: arrays over all rollouts, in one order for all rewards."""
+
+
+PICTURES = (".png", ".pdf", ".svg")
 
 
 class ScoreError(UserError, ValueError):
@@ -47,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write-baseline", type=Path)
     arguments = parser.parse_args(argv)
     try:
+        check_writable(arguments.plot, arguments.write_baseline)
+        if arguments.plot.suffix not in PICTURES:
+            raise ScoreError(f"--plot {arguments.plot} ends in none of {', '.join(PICTURES)}")
         overrides = [word for word in arguments.files if "=" in word]
         rewards = chosen(overrides) if overrides or not arguments.write_baseline else {}
         groups = read_groups([Path(word) for word in arguments.files if "=" not in word])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from apr_train.corpora.base import CorpusError
+from rollout.errors import shortened
 
 FILES = (".jsonl", ".json", ".parquet")
 
@@ -68,5 +69,6 @@ def _dataset(name: str, split: str) -> Iterator[object]:
     try:
         rows: Any = load_dataset(name, split=split)
     except Exception as error:  # the hub client raises many kinds, all of them "this dataset cannot be had"
-        raise CorpusError(f"cannot load dataset {name} ({split}): {error}") from error
+        why = shortened(error.__cause__ or error)
+        raise CorpusError(f"cannot load dataset {name} ({split}): {why}") from error
     yield from rows

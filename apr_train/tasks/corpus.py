@@ -79,7 +79,8 @@ class Corpus:
         if self.options.path is None:
             raise TaskError("task corpus needs data.options.path: a file, a folder or a hub name")
         if count > len(self._problems[split]):
-            raise TaskError(f"{count} {split} problems wanted, the corpus has {len(self._problems[split])}")
+            key, has = "data.train_problems" if split == "train" else "eval.problems", len(self._problems[split])
+            raise TaskError(f"{key}={count}: ask for fewer {split} problems, the corpus has {has}")
         return random.sample(self._problems[split], count)
 
     def demonstration(self, problem: Problem, form: Form) -> Demonstration | SearchRun:

@@ -12,6 +12,7 @@ from apr_train.tasks.split import generator, split_of
 from rewards.verdict import Verifier
 from rewards.verify.math import MathVerifier
 from rollout.demonstration import Block, Demonstration
+from rollout.errors import shortened
 from rollout.options import hint
 
 
@@ -58,16 +59,18 @@ Row = tuple[str, Mapping[str, Any]]
 def read_file(path: str) -> Iterator[Row]:
     """The rows of a JSONL file, one at a time. TaskError with file, line and reason at the first that is no object."""
     if not Path(path).is_file():
-        raise TaskError(f"there is no file {path}")
+        raise TaskError(f"{path} is a folder; name a JSONL file" if Path(path).is_dir() else f"there is no file {path}")
     with Path(path).open("rb") as lines:
+        if lines.peek(2).startswith(b"\x1f\x8b"):
+            raise TaskError(f"{path} is compressed; unpack it first")
         for number, line in enumerate(lines, start=1):
             where = f"{path}:{number}"
             if not line.strip():
                 raise TaskError(f"{where}: empty line")
             try:
                 row: object = json.loads(line)
-            except ValueError as error:  # bad JSON and bad UTF-8 alike
-                raise TaskError(f"{where}: not JSON ({error})") from error
+            except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, absurd numbers, absurd nesting
+                raise TaskError(f"{where}: not JSON ({shortened(error)})") from error
             if not isinstance(row, dict):
                 raise TaskError(f"{where}: a row is an object, not {type(row).__name__}")
             yield where, cast(dict[str, Any], row)
@@ -80,7 +83,8 @@ def read_dataset(name: str, config: str | None, split: str) -> Iterator[Row]:
     try:
         rows: Any = load_dataset(name, config, split=split)
     except Exception as error:  # the hub client raises many kinds, all of them "this dataset cannot be had"
-        raise TaskError(f"cannot load dataset {name} ({config or 'default'}, {split}): {error}") from error
+        why = shortened(error.__cause__ or error)
+        raise TaskError(f"cannot load dataset {name} ({config or 'default'}, {split}): {why}") from error
     for number, row in enumerate(rows, start=1):
         yield f"{name}[{split}]:{number}", row
 
@@ -90,10 +94,13 @@ def _text(where: str, row: Mapping[str, Any], column: str) -> str:
     if column not in row:
         raise TaskError(f"{where}: no column {column!r}; {hint(column, sorted(row))}")
     value = row[column]
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    if not number and not isinstance(value, str):
         raise TaskError(f"{where}: column {column!r} must be text or a number, got {value!r:.60}")
     if not str(value).strip():
         raise TaskError(f"{where}: column {column!r} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in str(value)):
+        raise TaskError(f"{where}: column {column!r} is no Unicode text (it has half of a surrogate pair)")
     return str(value)
 
 
@@ -152,7 +159,9 @@ class Jsonl:
         """See Task. No row comes twice: TaskError when the split has fewer than `count`."""
         random = generator(self.name, split, count, seed)
         if count > len(self._problems[split]):
-            raise TaskError(f"{count} {split} problems wanted, the data has {len(self._problems[split])}")
+            key = "data.train_problems" if split == "train" else "eval.problems"
+            has = len(self._problems[split])
+            raise TaskError(f"{key}={count}: ask for fewer {split} problems, the data has {has}")
         return random.sample(self._problems[split], count)
 
     def demonstration(self, problem: Problem, form: Form) -> Demonstration:
@@ -203,7 +212,9 @@ class Jsonl:
                 raise TaskError(f"{ids[problem.id]}: held-out problem is also in train at {ids[twin]}; remove one")
         for split, problems in self._problems.items():
             if not problems:
-                raise TaskError(f"task jsonl: the data has no {split} rows; add rows or set heldout_share")
+                apart = self.options.heldout_path if split == "heldout" else None
+                source = apart or self.options.path or self.options.dataset
+                raise TaskError(f"task jsonl: {source} has no {split} rows; add rows or set heldout_share")
 
     def _read_demonstrations(self) -> dict[str, Demonstration]:
         """By id or problem text, as each row says."""

@@ -18,7 +18,7 @@ from rollout.dialects.parathinker import ParaThinker
 from rollout.dialects.recursive import Recursive
 from rollout.dialects.sequential import Sequential
 from rollout.dialects.threadweaver import ThreadWeaver
-from rollout.errors import nearest
+from rollout.errors import nearest, shortened
 from rollout.tokens import Tokens
 
 
@@ -66,7 +66,11 @@ def _from_file(file: Path, cls: str) -> DialectClass:
     if spec is None or spec.loader is None:
         raise DialectError(f"dialect.name={file}:{cls}: there is no such Python file")
     module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file is the user's, and so is whatever it raises
+        why = f"{type(error).__name__}: {error}"
+        raise DialectError(f"dialect.name={file}:{cls} cannot be imported ({shortened(why)})") from error
     found = getattr(module, cls, None)
     missing = [name for name in ("name", "joins", "tags", "read", "check", "write") if not hasattr(found, name)]
     if missing:

@@ -28,7 +28,7 @@ def load_model(model_or_path: PreTrainedModel | str | Path, dtype: str, device: 
     else:
         try:
             model = thread_vectors.load(model_or_path, dtype=kind)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:  # transformers, safetensors and torch raise many kinds, all of them "no sound model"
             raise EngineError(f"transformers cannot load {model_or_path}: {first_line(error)}") from error
     return cast(Any, model).to(device, kind).eval().requires_grad_(False)
 
