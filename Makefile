@@ -8,7 +8,7 @@ PYTHON := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor quickstart test test-slow test-resume test-slurm test-chaos test-soak lint typecheck bench pins clean
+.PHONY: help setup doctor quickstart test test-slow test-resume test-slurm test-nodes test-chaos test-soak lint typecheck bench pins clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,13 +26,18 @@ test: lint typecheck ## style, types and every test that is not slow
 	@$(PYTHON) -m pytest -m "not slow" $(ARGS)
 
 test-slow: setup ## the slow tests: real engines, several processes
-	@$(PYTHON) -m pytest -m slow --ignore tests/slurm $(ARGS)
+	@$(PYTHON) -m pytest -m slow --ignore tests/slurm --ignore tests/nodes $(ARGS)
 
 test-slurm: setup ## the sbatch scripts under a real Slurm on this machine, installed by apt where missing; as root
 	@export PATH="$$PATH:/usr/sbin"; for program in munged slurmctld slurmd sbatch; do \
 	  command -v $$program > /dev/null || { apt-get update && apt-get install --yes slurm-wlm munge && break; } || exit 1; \
 	done
 	@$(PYTHON) -m pytest tests/slurm $(ARGS)
+
+test-nodes: setup ## two nodes in network namespaces, of which one is lost; needs ip, installed by apt where missing; as root
+	@export PATH="$$PATH:/usr/sbin"; \
+	command -v ip > /dev/null || { apt-get update && apt-get install --yes iproute2; } || exit 1; \
+	$(PYTHON) -m pytest -s tests/nodes $(ARGS)
 
 test-resume: setup ## interrupted runs, one and two ranks, every ZeRO stage; long
 	@$(PYTHON) -m pytest -m slow tests/test_resume.py $(ARGS)

@@ -3,11 +3,12 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -18,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from apr_train.checkpoint import disk_named
 from apr_train.cluster import ranks_of
 from apr_train.config import Config, ConfigError
+from apr_train.deadlines import kill_children
 from apr_train.lifecycle import REQUEUE, Stopped
+from apr_train.lost_rank import RankLost, lost_contact, rank_lost
 from apr_train.validate import check_model_folder, validate
 from rollout.errors import UserError, nearest
 from rollout.shown import one_line
@@ -43,11 +46,11 @@ def start(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def one_line_errors(*, every_rank: bool = False) -> Iterator[None]:
+def one_line_errors(*, every_rank: bool = False, folder: str | None = None) -> Iterator[None]:
     """What a user can mend is one line on stderr and exit code 2; everything else keeps its traceback.
 
     A run that was told to stop exits with REQUEUE. A wrong configuration is found by every rank, and told once; with
-    `every_rank` each tells what it found.
+    `every_rank` each tells what it found. `folder` keeps the traceback of a rank that lost contact to another one.
     """
     try:
         with translated_errors(sys.argv[1:]), disk_named():
@@ -57,11 +60,33 @@ def one_line_errors(*, every_rank: bool = False) -> Iterator[None]:
             anew = " without resume=never" if "resume=never" in sys.argv else ""
             print(f"stopped ({one_line(stop)}), and saved: the same command{anew} goes on", file=sys.stderr)
         sys.exit(REQUEUE)
+    except RankLost as error:
+        _leave(error, folder)
     except UserError as error:
         which = f"rank {rank()}: " if every_rank and ranks() > 1 else ""
         if which or rank() == 0:
             print(f"error: {which}{one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        lost = rank_lost(error)
+        lost.__cause__ = error
+        _leave(lost, folder)
+
+
+def _leave(error: RankLost, folder: str | None) -> NoReturn:
+    """One line on stderr, what torch said in a file, and the end: at the interpreter's own one, threads of torch wait
+    for the lost rank, or abort the process."""
+    file = Path(folder or ".") / f"error-rank{rank()}.log"
+    print(f"error: rank {rank()}: {one_line(error)}; torch's traceback: {file}", file=sys.stderr, flush=True)
+    told = "".join(traceback.format_exception(error.__cause__ or error))
+    try:
+        file.write_text(told)
+    except OSError:
+        print(told, file=sys.stderr, flush=True)
+    kill_children()
+    os._exit(2)
 
 
 def load(overrides: Sequence[str]) -> Config:

@@ -259,8 +259,12 @@ class DeadlineConfig:
     verify: float = 600.0
     sync: float = 600.0
     """The weights, from the trainer to the sampler."""
+    update: float = 3600.0
+    """Forward, backward and optimizer of one step, and each exchange between ranks in between; rollouts and what else
+    has a deadline of its own do not count."""
     collective: float = 5400.0
-    """One exchange between ranks, which may be apart by all of a rollout and its verdicts: longer than both."""
+    """One exchange between ranks which may be apart by all of a rollout and its verdicts: longer than both; and a
+    checkpoint."""
 
 
 @dataclass

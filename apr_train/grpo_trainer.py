@@ -246,15 +246,12 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         return cast(PreTrainedModel, self.accelerator.unwrap_model(self.model))
 
     def _gathered(self, tensor: Tensor) -> Tensor:
-        with self.rollouts.deadlines("collective", self._place):
+        with self.rollouts.deadlines("update"):
             return cast(Tensor, self.accelerator.gather(tensor))
 
     def _summed(self, tensor: Tensor) -> Tensor:
-        with self.rollouts.deadlines("collective", self._place):
+        with self.rollouts.deadlines("update"):
             return cast(Tensor, self.accelerator.reduce(tensor, reduction="sum"))
-
-    def _place(self) -> str:
-        return f"step {self.state.global_step + 1}"
 
     # -- 2. micro-batches ------------------------------------------------------------------------------------------
 

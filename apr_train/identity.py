@@ -73,7 +73,7 @@ def forget(folder: Path) -> None:
     """
     for name in ("progress.json", "metrics.jsonl", "wandb_id", "summary.json", "requeues", "memory.json"):
         (folder / name).unlink(missing_ok=True)
-    for file in folder.glob("rollouts-rank*.jsonl"):
+    for file in (*folder.glob("rollouts-rank*.jsonl"), *folder.glob("error-rank*.log")):
         file.unlink()
     for old in (folder / "checkpoints", folder / "bad_steps", *folder.glob("round*")):
         if old.exists():

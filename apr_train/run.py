@@ -132,7 +132,8 @@ def leave_world(world: PartialState) -> None:
 def start_world(config: Config) -> PartialState:
     """Joins the ranks of torchrun (or makes a world of one), before DeepSpeed would, and before any model is made."""
     on_cpu = not torch.cuda.is_available()
-    wait = timedelta(seconds=config.deadline.collective + 60 if config.deadline.collective else 10**6)
+    longest = (config.deadline.collective, config.deadline.update)  # torch's own end, for waits that have no name
+    wait = timedelta(seconds=max(longest) + 60 if all(longest) else 10**6)
     if config.deepspeed.stage is not None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu" if on_cpu else "cuda")
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():

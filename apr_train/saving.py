@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Sized
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -51,6 +52,8 @@ class Saver:
     rng: dict[str, Any] = field(default_factory=dict[str, Any])
     at_step: dict[str, Any] = field(default_factory=dict[str, Any])
     """The random states, and what `state` said, after the last whole step: a stop may come in the middle of one."""
+    update: ExitStack = field(default_factory=ExitStack)
+    """Holds the wait that training is in between two steps' beginnings; what has a name of its own counts apart."""
 
 
 class SavingTrainer:
@@ -66,13 +69,14 @@ class SavingTrainer:
         self.saver = saver
         cast(Any, self).add_callback(_StopCallback(self, saver))
 
-    def stop_agreed(self) -> bool:
-        """Whether any rank was told to stop; the same on all. Collective."""
+    def stop_agreed(self, wait: str = "collective") -> bool:
+        """Whether any rank was told to stop; the same on all. Collective: `wait` is "update" where ranks are not apart
+        by rollouts."""
         if self.saver is None:
             return False
         trainer = cast(Any, self)
         asked = torch.tensor(int(bool(self.saver.flag)), device=trainer.accelerator.device)
-        with self.saver.deadlines("collective"):
+        with self.saver.deadlines(wait):
             told = int(cast(Tensor, trainer.accelerator.reduce(asked, reduction="sum")))
         if not told:
             return False
@@ -94,7 +98,9 @@ class SavingTrainer:
         saver.restore(saver.saved, state)
         self._wait()
         try:
-            trainer.train(resume_from_checkpoint=None if found is None else str(found))
+            with saver.update:
+                self._next_step()
+                trainer.train(resume_from_checkpoint=None if found is None else str(found))
         except _Trained:
             return
         except Halted:
@@ -114,10 +120,23 @@ class SavingTrainer:
                 saver.checkpoints.set_aside(told[0])
             except CheckpointError as error:
                 told[1] = str(error)
-        broadcast_object_list(told)
+        with saver.deadlines("collective", lambda: "a look at the checkpoints"):
+            broadcast_object_list(told)
         if told[1]:
             raise CheckpointError(told[1])
         return told[0]
+
+    def _next_step(self) -> None:
+        """From here on it is the update of the next step that is waited for."""
+        trainer, saver = cast(Any, self), self.saver
+        assert saver is not None
+
+        def place() -> str:
+            saved = f"step_{saver.saved} is saved" if saver.saved else "nothing is saved yet"
+            return f"step {trainer.state.global_step + 1} of {saver.checkpoints.folder.name} ({saved})"
+
+        saver.update.close()
+        saver.update.enter_context(saver.deadlines("update", place))
 
     def _wait(self) -> None:
         assert self.saver is not None
@@ -134,8 +153,12 @@ class SavingTrainer:
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         """Replaces transformers' own, which a kill leaves half written."""
-        trainer, saver = cast(Any, self), self.saver
-        assert saver is not None, "attach a Saver before training"
+        assert self.saver is not None, "attach a Saver before training"
+        with self.saver.deadlines("collective", lambda: "a checkpoint"):
+            self._write_checkpoint(self.saver)
+
+    def _write_checkpoint(self, saver: Saver) -> None:
+        trainer = cast(Any, self)
         step, main = trainer.state.global_step, trainer.args.should_save
         draft = saver.checkpoints.draft(step) if main else saver.checkpoints.path(step).with_suffix(".tmp")
         self._wait()
@@ -180,9 +203,12 @@ class _StopCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             raise _Trained
 
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer._next_step()
+
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.saver.rng, self.saver.at_step = rng_state(), self.saver.state()
-        if self.trainer.stop_agreed():
+        if self.trainer.stop_agreed("update"):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:

@@ -33,7 +33,7 @@ def main(composed: DictConfig) -> None:
                 print(OmegaConf.to_yaml(composed, resolve=True))
                 print(describe(config))
             return
-    with compose.one_line_errors(every_rank=True):
+    with compose.one_line_errors(every_rank=True, folder=config.output_dir):
         summary = self_train(config)
     if compose.rank() == 0:
         show(summary, config.output_dir)

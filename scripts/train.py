@@ -27,7 +27,7 @@ def main(composed: DictConfig) -> None:
             return
     from apr_train.run import run  # torch, transformers and vLLM take seconds to import: not for a typing mistake
 
-    with compose.one_line_errors(every_rank=True):
+    with compose.one_line_errors(every_rank=True, folder=config.output_dir):
         run(config)
 
 

@@ -208,6 +208,7 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ("cluster=slurm", "starts nothing by itself: add dry_run=true"),
         ("cluster.launcher=slrm", "did you mean slurm?"),
         ("deadline.rollout=9000", "deadline.collective=5400 must be at least"),
+        ("deadline.update=-1", "deadline.update=-1.0 must be at least 0"),
         ("deadline.rollout=0", "deadline.collective=5400 must be at least"),
         ("dialect.mask=exakt", "did you mean exact?"),
         ("algorithm.loss=grpo", "use dapo or cispo: it averages within each row"),

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from apr_train.deadlines import EXPIRED, Deadlines
+from apr_train.lost_rank import RankLost
 
 HANGS = """
 import subprocess, sys, time
@@ -76,3 +77,50 @@ def test_an_error_inside_is_not_an_expiry() -> None:
     with pytest.raises(ValueError, match="a bug"), Deadlines({"sync": 60}, told.append)("sync"):
         raise ValueError("a bug")
     assert not told
+
+
+def test_the_time_of_a_wait_inside_counts_for_that_alone() -> None:
+    """A step's rollouts may take longer than its update may."""
+    told, happened = list[str](), threading.Event()
+
+    def expire(message: str) -> None:
+        told.append(message)
+        happened.set()
+
+    deadlines = Deadlines({"update": 0.4, "rollout": 60}, expire)
+    with deadlines("update", lambda: "step 5"):
+        with deadlines("rollout"):
+            time.sleep(1.0)
+        with deadlines("engine_start"):  # forever
+            time.sleep(1.0)
+        assert not told
+        assert happened.wait(30)
+    assert told == ["update did not end in 0.4 s (waited 0 s); it got to: step 5"]
+
+
+def test_a_wait_inside_says_how_far_the_ones_around_it_came() -> None:
+    told, happened = list[str](), threading.Event()
+
+    def expire(message: str) -> None:
+        told.append(message)
+        happened.set()
+
+    deadlines = Deadlines({"update": 60, "rollout": 0.05}, expire)
+    with deadlines("update", lambda: "step 5"), deadlines("rollout", lambda: "12 of 64 trajectories"):
+        assert happened.wait(30)
+    assert told[0].endswith("; it got to: 12 of 64 trajectories, step 5")
+
+
+@pytest.mark.parametrize("seconds", [{}, {"update": 60}])
+def test_a_rank_that_went_away_is_named_with_the_wait_and_the_step(seconds: dict[str, float]) -> None:
+    deadlines = Deadlines(seconds)
+    gone = RuntimeError(
+        "[/src/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4242. See the logs."
+    )
+    expected = (
+        r"^lost contact to another rank in update after 0 s \(Connection closed by peer \[10\.0\.0\.2\]:4242\); "
+        r"it got to: step 5; .* start the same command again"
+    )
+    with pytest.raises(RankLost, match=expected) as raised, deadlines("update", lambda: "step 5"):
+        raise gone
+    assert raised.value.__cause__ is gone and not deadlines.waits

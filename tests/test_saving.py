@@ -1,6 +1,7 @@
 """A trainer that is stopped anywhere and started again ends where one ends that was left alone, bit for bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import RandomSampler
 from trainers import TOKENS, PreparedSampler, make_trainer
 
 from apr_train.checkpoint import Checkpoints, DamagedWarning
+from apr_train.deadlines import Deadlines
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer
 from apr_train.lifecycle import StopFlag, Stopped
 from apr_train.saving import Reseeded, Saver, _StopCallback
@@ -173,3 +175,31 @@ def test_an_epoch_has_the_order_of_its_number_and_not_of_its_past() -> None:
     for now[0] in range(3):
         epochs.append(list(sampler))
     assert epochs == [order(0), order(1), order(2)]
+
+
+def test_whatever_a_step_waits_for_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the update runs in the optimizer and where metrics are summed, and stands during rollouts."""
+    trainer, deadlines, seen = trainer_of(tmp_path), Deadlines(), {}
+    trainer.saver.deadlines = deadlines
+    trainer.rollouts = replace(trainer.rollouts, deadlines=deadlines)
+
+    def noted(where: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any, **options: Any) -> Any:
+            seen.setdefault(where, [(wait.name, wait.clock[1] is not None) for wait in deadlines.waits])
+            return act(*args, **options)
+
+        return noting
+
+    sampler = trainer.rollouts.sampler
+    monkeypatch.setattr(sampler, "run", noted("rollouts", sampler.run))
+    monkeypatch.setattr(Checkpoints, "seal", noted("seal", Checkpoints.seal))
+    for name in ("get_batch_samples", "_pass", "_clip_grad_norm", "_get_learning_rate", "log"):
+        monkeypatch.setattr(trainer, name, noted(name, getattr(trainer, name)))
+    trainer.resume_training()
+    update = [("update", True)]
+    assert seen == {
+        **dict.fromkeys(("get_batch_samples", "_pass", "_clip_grad_norm", "_get_learning_rate", "log"), update),
+        "rollouts": [("update", False), ("rollout", True)],
+        "seal": [("update", False), ("collective", True)],
+    }
+    assert not deadlines.waits
