@@ -213,6 +213,10 @@ class RolloutConfig:
     """Kept back so that a response out of budget can still close its reasoning and answer."""
     max_in_flight: int = 256
     """Calls the engine decodes at once."""
+    engine_restarts: int = 3
+    """How often at most an engine that dies in a stage is brought back; the next time the run stops, saved."""
+    call_seconds: float = 600.0
+    """vllm_http only: a server that has not answered a call, or taken the weights, in so many seconds is dead."""
     gpu_memory_utilization: float = 0.45
     kv_cache_gib: float = 1.0
     """CPU only: size of the key/value cache."""
@@ -257,7 +261,7 @@ class DeadlineConfig:
     rollout: float = 3600.0
     """All rollouts of one step, or of one held-out evaluation."""
     verify: float = 600.0
-    sync: float = 600.0
+    sync: float = 1200.0
     """The weights, from the trainer to the sampler."""
     update: float = 3600.0
     """Forward, backward and optimizer of one step, and each exchange between ranks in between; rollouts and what else

@@ -25,9 +25,9 @@ from apr_train.credit import CallAdvantages, credit_calls, mean_over_calls, node
 from apr_train.dag_packing import TrajectoryCall
 from apr_train.guard import GapGate
 from apr_train.guarded import GuardedTrainer
-from apr_train.lifecycle import Stopped
 from apr_train.masks import EXACT, Masks
 from apr_train.metrics import term_metrics, trajectory_metrics
+from apr_train.revival import Revival
 from apr_train.rollouts import Rollouts
 from apr_train.rows import Rows, call_rows, cut_rows, pad_rows, split_groups, structured_calls
 from apr_train.saving import Reseeded, SavingTrainer
@@ -75,6 +75,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
         self.algorithm, self.packed, self.masks, self.on_rollouts = algorithm, packed, masks, on_rollouts
         self.pad_id, self.group_size, self.micro_batches = _pad_id(tokenizer), *_sizes(args)
+        self.revival = Revival(rollouts)
         self._seconds = 0.0  # of this step's forward and backward passes
         self.structured: list[TrajectoryCall] = []  # of this step; the rows' "call" says which
         super().__init__(
@@ -94,11 +95,9 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """One trajectory per input row (whole groups, adjacent) -> call rows on this rank."""
         step, started = self.state.global_step, time.perf_counter()
-        with self.rollouts.deadlines("sync"):
-            self.rollouts.sampler.load_weights(full_weights(self.policy()))
-        synced = time.perf_counter()
-        scored, resampled = self._sample_or_stop([row["problem"] for row in inputs], step)
-        sampled = time.perf_counter()
+        numbers = [row["problem"] for row in inputs]
+        scored, resampled = self.revival.run(lambda: full_weights(self.policy()), lambda: self._sample(numbers, step))
+        synced, sampled = started + self.revival.sync_seconds, time.perf_counter()
         parts = self._parts(scored, step + 1)
         advantages, rewards = self._advantages(scored, parts)
         self._record(scored, parts, advantages["root"], resampled)
@@ -117,16 +116,6 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
             credited = self._scorable(trajectories, credited)
         batch = call_rows(trajectories, credited, self.group_size, self.pad_id, self.masks)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
-
-    def _sample_or_stop(self, numbers: list[int], step: int) -> tuple[list[Scored], int]:
-        """As `_sample`; raises Stopped on every rank when one was told to stop, wherever it was then."""
-        try:
-            found = self._sample(numbers, step)
-        except Stopped:
-            found = None
-        if self.stop_agreed() or found is None:
-            raise Stopped(f"told to stop while step {step + 1} was sampled")
-        return found
 
     def _sample(self, numbers: list[int], step: int) -> tuple[list[Scored], int]:
         """Scored trajectories for these problems, and how many groups were drawn again for want of a signal.

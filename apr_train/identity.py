@@ -17,6 +17,7 @@ IDENTITY = "identity.json"
 FREE = (
     *("name", "output_dir", "dry_run", "resume", "logger", "checkpoint", "deadline", "cluster", "guard"),
     *("rollout.url", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
+    *("rollout.engine_restarts", "rollout.call_seconds"),
     *("algorithm.gap_warn", "algorithm.gap_stop"),
 )
 """Keys that may change between two starts of one run: they do not change what it trains."""

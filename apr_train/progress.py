@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -16,8 +16,6 @@ from apr_train.identity import FREE, check_same_run, forget, identity_of
 from apr_train.lifecycle import Stopped
 from apr_train.rollouts import Sampler
 from apr_train.tasks.base import Problem
-
-Result = TypeVar("Result")
 
 PROGRESS = "progress.json"
 STOPPED = "APR_STOPPED"
@@ -72,16 +70,6 @@ class Progress:
             self.world.wait_for_everyone()
         self.sampler.policy_version = self.parts[name]["policy_version"]
         return self.parts[name]["result"]
-
-
-def or_stopped(act: Callable[[], Result], flag: Callable[[], bool]) -> Result:
-    """What `act` returns; Stopped on every rank where one was told to stop, also while it acted. Collective."""
-    found: Result | None = None
-    with suppress(Stopped):  # told to the others below
-        found = act()
-    if any(gather_object([flag()])) or found is None:
-        raise Stopped("told to stop while rollouts were sampled")
-    return found
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from rewards.verdict import BatchVerifier, Verdict, Verifier
 from rollout.critical_path import measure
 from rollout.dialects.base import Dialect
 from rollout.engine import Engine
+from rollout.engines.memo import Memo
 from rollout.orchestrator import FORK_JOIN, Budget, Strategy, mix, run_trajectory
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
@@ -41,6 +42,16 @@ class Sampler(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class Revivable(Protocol):
+    """A sampler whose engine can die while this process lives: it raises EngineDied, and can be brought back."""
+
+    def revive(self, seconds: float) -> None:
+        """Brings the engine back, with the weights that it was first started with. Raises EngineDied where it may come
+        back later, at the latest after `seconds`, and EngineError where it does not."""
+        ...
+
+
 @dataclass(frozen=True)
 class Rollouts:
     """Collects trajectories for problems and judges them.
@@ -57,18 +68,24 @@ class Rollouts:
     stop: Callable[[], bool] | None = None
     """Looked at while trajectories are sampled."""
     deadlines: Deadlines = field(default_factory=Deadlines)
+    restarts: int = 3
+    """How often the engine may die in a stage; see `revival`."""
+    memo: Memo = field(default_factory=Memo)
+    """Calls that were answered before the engine died; `revival` keeps it."""
 
     def collect(self, problems: Sequence[Problem], *, temperature: float, seed: int, first: int = 0) -> list[Scored]:
         """Samples one trajectory per problem (repeat a problem for a group) and scores it. Raises EngineError, and
-        Stopped as soon as `stop` says so.
+        Stopped as soon as `stop` says so. Called again after EngineDied, it does not ask for what `memo` holds.
 
         Trajectory i draws from the stream (seed, first + i): ranks that count on from each other sample what one would.
         """
         done = [0]
+        sampler = self.sampler
+        engine = self.memo.over(sampler) if isinstance(sampler, Revivable) else sampler
 
         async def sample(problem: Problem, index: int) -> Trajectory:
             trajectory = await run_trajectory(
-                self.sampler,
+                engine,
                 self.dialect,
                 problem.id,
                 self.tokens.prompt(problem.prompt),

@@ -32,7 +32,8 @@ from apr_train.masks import Masks, masks_of
 from apr_train.memory import Pieces
 from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
-from apr_train.progress import Progress, claim, noted_stop, or_stopped
+from apr_train.progress import Progress, claim, noted_stop
+from apr_train.revival import Revival
 from apr_train.rollouts import Rollouts, budget_of, strategy_of
 from apr_train.sampler import make_sampler
 from apr_train.saving import Saver
@@ -170,7 +171,10 @@ def open_parts(
         if isinstance(task.verifier, BatchVerifier):
             ends.callback(task.verifier.close)
         budget, strategy = budget_of(config.rollout), strategy_of(config)
-        rollouts = Rollouts(sampler, dialect, tokens, task.verifier, budget, strategy, lambda: bool(flag), deadlines)
+        stop, restarts = lambda: bool(flag), config.rollout.engine_restarts
+        rollouts = Rollouts(
+            sampler, dialect, tokens, task.verifier, budget, strategy, stop, deadlines, restarts=restarts
+        )
         yield Parts(config, folder, world, task, rollouts, log, problems, flag)
 
 
@@ -286,15 +290,15 @@ def evaluate_folder(parts: Parts, folder: Path) -> dict[str, Any]:
     """Samples the held-out problems with the weights in `folder`, each rank its share; writes records."""
     if not parts.problems.heldout:
         return {}
-    with parts.rollouts.deadlines("sync"):
-        parts.rollouts.sampler.load_weights(saved_weights(folder))
     world = parts.world
     share = -(-len(parts.problems.heldout) // world.num_processes)
     first = world.process_index * share
     mine = parts.problems.heldout[first : first + share]
     seed = mix(parts.config.seed, EVALUATION)
     temperature = parts.config.eval.temperature
-    records = or_stopped(lambda: evaluate(parts.rollouts, mine, temperature, seed, first), lambda: bool(parts.flag))
+    records = Revival(parts.rollouts).run(
+        lambda: saved_weights(folder), lambda: evaluate(parts.rollouts, mine, temperature, seed, first)
+    )
     everyone: list[Record] = gather_object(records)
     if world.is_main_process:
         write_records(folder / "heldout.jsonl", everyone)

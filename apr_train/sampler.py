@@ -1,5 +1,6 @@
 """Which engine samples, and how it is made: stock vLLM where contexts are flat, the torch engine where they are not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def make_sampler(config: Config, model: Path) -> Sampler:
     """The engine over a model folder. Imported here: a dry run and the tests of other rooms need no vLLM."""
     rollout, engine = config.rollout, engine_of(config)
     if engine == "vllm_http":
+        from accelerate import PartialState
+
         from rollout.engines.vllm_http import VllmHttpEngine
 
         return VllmHttpEngine(
@@ -35,6 +38,9 @@ def make_sampler(config: Config, model: Path) -> Sampler:
             max_context=config.model.max_context,
             weights_folder=model.parent,
             max_in_flight=rollout.max_in_flight,
+            timeout_seconds=rollout.call_seconds,
+            vocabulary=json.loads((model / "config.json").read_text()).get("vocab_size"),
+            sends=PartialState().is_main_process,
             seed=config.seed,
         )
     settings: dict[str, Any] = {

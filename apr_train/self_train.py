@@ -28,7 +28,8 @@ from apr_train.harvest import Progress, harvest, read_kept
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback, quiet_libraries
 from apr_train.problems import check_prompts, draw_problems
-from apr_train.progress import claim, noted_stop, or_stopped
+from apr_train.progress import claim, noted_stop
+from apr_train.revival import Revival
 from apr_train.run import Parts, evaluate_folder, leave_world, load_policy, open_parts, start_world, warm_start
 from apr_train.sft import train_sft, trajectory_rows
 from apr_train.tasks import make_task
@@ -62,7 +63,7 @@ class Stages(Protocol):
         ...
 
     def use(self, model: Path) -> None:
-        """Loads the weights to sample with."""
+        """Says which weights to sample with; `collect` loads them."""
         ...
 
     def collect(self, problems: Sequence[Problem], seed: int, first: int) -> list[Scored]:
@@ -115,7 +116,8 @@ def _round(
     if not done.trained:
 
         def collect(problems: Sequence[Problem], seed: int, first: int) -> list[Scored]:
-            stages.use(model)  # empties the engine's caches: what they hold turns up in the last digits of a log-prob
+            # Each time anew: that empties the engine's caches, and what they hold is in the last digits of a log-prob.
+            stages.use(model)
             return stages.collect(problems, seed, first)
 
         seed = mix(config.seed, SAMPLING, number)
@@ -211,6 +213,10 @@ class RunStages:
     """The stages of a real run."""
 
     parts: Parts
+    model: Path | None = None
+    """Samples."""
+    revival: Revival | None = None
+    """Of the round: a model samples in one alone."""
 
     @property
     def writes(self) -> bool:
@@ -222,8 +228,8 @@ class RunStages:
 
     def use(self, model: Path) -> None:
         """See Stages."""
-        with self.parts.rollouts.deadlines("sync"):
-            self.parts.rollouts.sampler.load_weights(saved_weights(model))
+        if model != self.model:
+            self.model, self.revival = model, Revival(self.parts.rollouts)
 
     def collect(self, problems: Sequence[Problem], seed: int, first: int) -> list[Scored]:
         """See Stages: each rank samples its share, all know all."""
@@ -236,7 +242,9 @@ class RunStages:
         def collect() -> list[Scored]:
             return rollouts.collect(mine, temperature=temperature, seed=seed, first=first + own)
 
-        return gather_object(or_stopped(collect, lambda: bool(self.parts.flag)))
+        model, revival = self.model, self.revival
+        assert model is not None and revival is not None  # `use` comes first
+        return gather_object(revival.run(lambda: saved_weights(model), collect))
 
     def train(self, source: Path, kept: Sequence[Trajectory], folder: Path) -> None:
         """See Stages."""

@@ -1,6 +1,7 @@
 """Refuses a configuration that cannot train rightly, in one line, before any time is spent."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from operator import attrgetter
@@ -41,8 +42,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("algorithm.dynamic_sampling", "model.thread_vectors"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("deadline.engine_start", "deadline.rollout", "deadline.verify", "deadline.sync", "deadline.update"),
-        "deadline.collective",
-        *("cluster.gpus_per_node", "guard.halvings"),
+        *("deadline.collective", "cluster.gpus_per_node", "guard.halvings", "rollout.engine_restarts"),
         *("logger.rollouts_every", "eval.problems", "eval.temperature"),
     ),
     1: (
@@ -62,7 +62,7 @@ ABOVE_ZERO = (
     *("algorithm.learning_rate", "algorithm.epsilon_low", "algorithm.epsilon_high", "algorithm.max_grad_norm"),
     *("algorithm.gap_warn", "algorithm.gap_stop", "sft.learning_rate", "model.rope_theta"),
     "model.initializer_range",
-    *("rollout.temperature", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
+    *("rollout.temperature", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.call_seconds"),
 )
 REASONS = {
     "algorithm.group_size": "an advantage compares rollouts of one prompt",
@@ -120,6 +120,11 @@ def validate(config: Config, ranks: int = 1) -> None:
         not wait.collective or (wait.rollout * wait.verify > 0 and wait.collective >= wait.rollout + wait.verify),
         f"deadline.collective={wait.collective:g} must be at least deadline.rollout + deadline.verify, by which ranks "
         "may be apart, or 0",
+    )
+    shortest, call = min(wait.rollout or math.inf, wait.sync or math.inf), config.rollout.call_seconds
+    _need(
+        config.rollout.engine != "vllm_http" or call < shortest,
+        f"rollout.call_seconds={call:g} must be below deadline.rollout and deadline.sync, which end the run unsaved",
     )
     _check_problems(config, ranks)
     _check_algorithm(config.algorithm, ranks)

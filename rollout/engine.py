@@ -12,7 +12,12 @@ Prompt = Sequence[int] | View
 
 
 class EngineError(UserError, RuntimeError):
-    """The sampler cannot serve a request (dead server, refused sampling, context too long). Says what to do."""
+    """The sampler cannot serve a request (refused sampling, context too long, an answer that is none). Says what to
+    do."""
+
+
+class EngineDied(EngineError):
+    """The engine itself is gone: no server, no answer in time, an error inside. Another one may serve the same call."""
 
 
 @dataclass(slots=True)

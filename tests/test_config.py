@@ -229,6 +229,8 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ("rollout.max_critical_tokens=16", "must be below rollout.max_critical_tokens=16"),
         ("rollout.max_thread_tokens=0", "must be at least 1"),
         ("rollout.engine=vlm", "did you mean vllm?"),
+        ("rollout.engine_restarts=-1", "must be at least 0"),
+        ("rollout.call_seconds=0", "must be above 0"),
         ("rollout.url=null rollout=vllm_http", "needs the server's address"),
         ("rollout.url=http://127.0.0.1:8000/v1", "only for rollout=vllm_http"),
         ("rollout.gpu_memory_utilization=1.0", "must be below 1"),
@@ -288,11 +290,14 @@ def test_prompts_are_whole_on_every_rank() -> None:
         validate(config, ranks=4)
 
 
-def test_a_server_takes_weights_from_one_trainer_only() -> None:
-    config = load(["rollout=vllm_http", "rollout.url=http://127.0.0.1:8000/v1"])
-    validate(config)
+def test_a_dead_server_is_noticed_before_a_deadline_ends_the_run_unsaved() -> None:
+    http = ["rollout=vllm_http", "rollout.url=http://127.0.0.1:8000/v1"]
     with pytest.raises(ConfigError, match="one engine a rank"):
-        validate(config, ranks=2)
+        validate(load(http), ranks=2)
+    load([*http, "deadline=none"])
+    load(["deadline.sync=600"])  # an engine in this process is not called over a wire
+    for wait in ("sync", "rollout"):
+        assert "rollout.call_seconds=600 must be below" in refused(*http, f"deadline.{wait}=600")
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from trainers import BUDGET, DIALECT, TOKENS, random_demonstration
 
 from apr_train.compose import load
 from apr_train.config import Config, ConfigError, SelfTrainConfig
+from apr_train.deadlines import Deadlines
 from apr_train.harvest import KEPT, Progress, choose, harvest, read_kept, refusal
 from apr_train.identity import identity_of
 from apr_train.lifecycle import StopFlag
@@ -37,6 +38,7 @@ from rewards.scored import Scored
 from rewards.verdict import Verdict
 from rollout.critical_path import measure
 from rollout.demonstration import Block, Demonstration
+from rollout.engines.memo import Memo
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import run_trajectory
 from rollout.trajectory import Trajectory
@@ -305,20 +307,25 @@ def test_a_round_that_keeps_nothing_names_the_reasons_and_trains_nothing(tmp_pat
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 7])
-def test_ranks_sample_their_shares_of_what_one_would(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_sample_their_shares_of_what_one_would(
+    tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def collect(problems: Sequence[Problem], temperature: float, seed: int, first: int) -> list[Any]:
         return [(problem.id, temperature, seed, first + k) for k, problem in enumerate(problems)]
 
     config = load(["rollout.temperature=0.5"])
     everyone: list[Any] = []
     monkeypatch.setattr("apr_train.self_train.gather_object", lambda own: own)
+    monkeypatch.setattr("apr_train.revival.gather_object", lambda own: own)
+    sampler = SimpleNamespace(policy_version=0, load_weights=list)
+    rollouts = SimpleNamespace(collect=collect, sampler=sampler, memo=Memo(), deadlines=Deadlines(), stop=None)
     for rank in range(ranks):
         world = SimpleNamespace(num_processes=ranks, process_index=rank, is_main_process=not rank)
-        parts: Any = SimpleNamespace(
-            world=world, rollouts=SimpleNamespace(collect=collect), config=config, flag=StopFlag()
-        )
-        assert RunStages(parts).writes == (rank == 0)
-        everyone += RunStages(parts).collect(PROBLEMS, seed=3, first=10)
+        parts: Any = SimpleNamespace(world=world, rollouts=rollouts, config=config, flag=StopFlag())
+        stages = RunStages(parts)
+        assert stages.writes == (rank == 0)
+        stages.use(tmp_path)
+        everyone += stages.collect(PROBLEMS, seed=3, first=10)
     assert everyone == [(f"p{k}", 0.5, 3, 10 + k) for k in range(6)]
 
 

@@ -14,6 +14,7 @@ import pytest
 from tiny_models import EOS, VOCABULARY, reference_logprobs, save, tiny_qwen3
 
 from rollout.engine import EngineError, Sampling
+from rollout.engines.boot import HEADER
 from rollout.engines.vllm_http import VllmHttpEngine, server_command
 
 MAX_CONTEXT = 128
@@ -153,6 +154,7 @@ class FakeServer:
                     return
                 handler.send_response(status)
                 handler.send_header("content-type", "application/json")
+                handler.send_header(HEADER, "first")
                 if status // 100 == 3:
                     handler.send_header("location", "/elsewhere")
                 handler.send_header("content-length", str(len(text)))

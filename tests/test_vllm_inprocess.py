@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import EOS, VOCABULARY, reference_logprobs, save, tiny_qwen3
 
-from rollout.engine import Completion, EngineError, Sampling
+from rollout.engine import Completion, EngineDied, EngineError, Sampling
 from rollout.engines.calls import Seeds, together
 from rollout.engines.vllm_inprocess import EngineStats, VllmEngine
 
@@ -80,6 +81,40 @@ def test_an_engine_follows_another_that_was_closed_or_failed(tmp_path: Path) -> 
     second = VllmEngine(tmp_path, max_context=64, kv_cache_gib=0.1)
     assert len(sample(second, [[1, 2]], Sampling(3, ()))[0].ids) == 3
     second.close()
+
+
+def test_an_engine_whose_step_fails_is_built_anew_and_samples_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = VllmEngine(save(tiny_qwen3(0), tmp_path), max_context=64, kv_cache_gib=0.1)
+    start = weighed(engine, 0)
+    expected = weighed(engine, 1)
+    step, steps = engine._engine.step, list[int]()
+
+    def failing() -> Any:
+        steps.append(1)
+        if len(steps) > 3:
+            raise RuntimeError("CUDA error: an illegal memory access\nlong trace")
+        return step()
+
+    monkeypatch.setattr(engine._engine, "step", failing)
+    with pytest.raises(EngineDied, match=r"vLLM failed while decoding: CUDA error: an illegal memory access$"):
+        sample(engine, prompts(4, 8), Sampling(12, ()))
+    with pytest.raises(EngineDied):
+        sample(engine, prompts(1, 8), Sampling(12, ()))
+    with pytest.raises(EngineDied):
+        engine.load_weights(tiny_qwen3(1).named_parameters())
+    monkeypatch.undo()
+    engine.revive()
+    assert weighed(engine, 1) == expected != start
+    engine.close()
+
+
+def weighed(engine: VllmEngine, seed: int) -> list[tuple[int, ...]]:
+    """What the weights of `seed` sample."""
+    engine.load_weights(tiny_qwen3(seed).named_parameters())
+    calls = [engine.complete(prompt, Sampling(12, (), seed=k)) for k, prompt in enumerate(prompts(4, 8))]
+    return [done.ids for done in engine.run(calls)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

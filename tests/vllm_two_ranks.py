@@ -1,4 +1,4 @@
-"""Run by torchrun on two ranks: an engine each beside the trainer's gloo group, closed and built a second time."""
+"""Run by torchrun on two ranks: an engine each beside the trainer's gloo group, revived, closed, built again."""
 
 import sys
 from typing import Any
@@ -37,6 +37,12 @@ def main() -> None:
         engine.reseed(0)
         ids = from_all([completion.ids for completion in sample(engine, 2)])
         assert ids[0] == ids[1], "ranks of one seed sampled differently"
+        engine.reseed(0)
+        before = [completion.ids for completion in sample(engine, 2)]
+        engine.revive()
+        engine.load_weights(tiny_qwen3(4).named_parameters())
+        engine.reseed(0)
+        assert [completion.ids for completion in sample(engine, 2)] == before, "another engine samples otherwise"
         engine.close()
         assert from_all(rank) == [0, 1], "the trainer's process group is gone"
     print("rank ok", flush=True)

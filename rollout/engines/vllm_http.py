@@ -1,26 +1,29 @@
 """vLLM over HTTP: token ids in, token ids and log-probs out, from a server that `server_command` starts."""
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
-from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids
+from rollout.engine import Completion, EngineDied, EngineError, Prompt, Sampling, causal_ids
 from rollout.engines.bearer import VARIABLE, EveryRoute, TokenError, is_loopback, token_of
-from rollout.engines.calls import Seeds, check_call, check_stock, first_line, together
+from rollout.engines.boot import NamedBoot
+from rollout.engines.calls import Seeds, check_call, check_stock, together
+from rollout.engines.http_answers import read_completion, read_missing, read_models, read_success
+from rollout.engines.http_server import HttpServer
 
 Result = TypeVar("Result")
 
-_CONNECT_RETRIES = 2
-"""Only connections that never came up are tried again; a request that was sent is not."""
-_KEEP_ALIVE_SECONDS = 2.0
-"""Shorter than the server's 5 s, so that no request goes out on a connection that the server is closing."""
+_HEALTH_SECONDS = 10.0
+"""A server that lives says so at once."""
+_CACHE_TRIES, _CACHE_PAUSE = 40, 0.25
+"""How often, and how many seconds apart, the prefix cache is emptied: calls that were given up end a little later."""
 
 
 def server_command(
@@ -49,8 +52,9 @@ def server_command(
     command += ["--host", host, "--port", str(port), "--dtype", dtype, "--max-model-len", str(max_context)]
     command += ["--skip-tokenizer-init", "--logprobs-mode", "processed_logprobs"]
     command += ["--worker-extension-cls", "rollout.engines.vllm_worker.WeightLoader"]
-    if token is not None:  # vLLM's own check leaves out the routes that load weights
-        command += ["--middleware", f"{EveryRoute.__module__}.{EveryRoute.__qualname__}"]
+    # vLLM's own check of the token leaves out the routes that load weights. The last one answers first.
+    for layer in (*([EveryRoute] if token is not None else []), NamedBoot):
+        command += ["--middleware", f"{layer.__module__}.{layer.__qualname__}"]
     if cpu_kv_cache_gib is not None:  # the rest for the reasons given in vllm_inprocess
         command += ["--kv-cache-memory-bytes", str(int(cpu_kv_cache_gib * (1 << 30)))]
         command += ["--enforce-eager", "--block-size", "32", "--no-enable-chunked-prefill"]
@@ -62,7 +66,8 @@ class VllmHttpEngine:
     """A running vLLM server, checked when the engine is made: that it is there, fits, and reports exact log-probs.
 
     Weights go through a file in `weights_folder`, which the server must see under the same path. Every request carries
-    VLLM_API_KEY, where it is set, as a bearer token.
+    VLLM_API_KEY, where it is set, as a bearer token. A server that was started again in between is noticed at its first
+    answer: it has other weights.
 
     >>> engine = VllmHttpEngine("http://127.0.0.1:8000/v1", max_context=1024)
     >>> engine.run([engine.complete([3, 1, 4], Sampling(max_tokens=2, stop_ids=(7,)))])
@@ -78,30 +83,41 @@ class VllmHttpEngine:
         weights_folder: str | Path | None = None,
         max_in_flight: int = 256,
         timeout_seconds: float = 600.0,
+        vocabulary: int | None = None,
+        sends: bool = True,
         seed: int = 0,
     ) -> None:
-        """`model` may be left out when the server serves one. Raises EngineError when the server is not as needed,
-        TokenError for a token that no header can carry."""
+        """`model` may be left out when the server serves one; ids of an answer must lie below `vocabulary`. Of several
+        clients one `sends` the weights. Raises EngineError when the server is not as needed, TokenError for a token
+        that no header can carry."""
         self.url = url.rstrip("/")
         self.max_context = max_context
         self.policy_version = 0
-        self.timeout_seconds = timeout_seconds
         self._weights_folder = None if weights_folder is None else Path(weights_folder)
-        self._limits = httpx.Limits(max_connections=max_in_flight, keepalive_expiry=_KEEP_ALIVE_SECONDS)
-        self._client: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._vocabulary, self._sends = vocabulary, sends
         token = token_of()
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._server = HttpServer(headers=headers, max_in_flight=max_in_flight, seconds=timeout_seconds)
         self.model = ""
         self.reseed(seed)
         self.run([self._check_server(model)])
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long one exchange with the server may take; an engine that takes longer is dead."""
+        return self._server.seconds
+
+    @timeout_seconds.setter
+    def timeout_seconds(self, seconds: float) -> None:
+        self._server.seconds = seconds
 
     def reseed(self, seed: int) -> None:
         """Restarts the stream that seeds calls without a seed of their own, e.g. at each training step."""
         self._seeds = Seeds(seed)
 
     async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
-        """Samples one continuation. Raises EngineError for a dead or refusing server, or a call that does not fit."""
+        """Samples one continuation. Raises EngineDied for a server that is gone, EngineError for one that refuses, or
+        a call that does not fit."""
         prompt_ids = causal_ids(prompt, "vLLM")
         check_call(prompt_ids, sampling, self.max_context)
         # -100 is the strongest bias the API takes; exp(-100) is 0 next to any other probability in float32.
@@ -121,47 +137,75 @@ class VllmHttpEngine:
 
     async def aclose(self) -> None:
         """Closes the connections of this event loop; `run` does so itself."""
-        if self._client is not None:
-            await self._client.aclose()
-        self._client = self._loop = None
+        await self._server.close()
 
     def close(self) -> None:
         """Nothing to free: the server is not ours, and `run` closes its connections."""
 
+    def revive(self, seconds: float = math.inf) -> None:
+        """Takes the server that is there now for the one that died, checked anew; whoever started that one starts it
+        again. Raises EngineDied while it does not answer, at the latest after `seconds`."""
+        self.run([self._find_again(seconds)])
+
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Takes all parameters of the trainer (Hugging Face names, whole tensors); empties the prefix cache.
 
-        One process may call it, with no call in flight. Raises EngineError when the server cannot take them.
+        Of several clients one sends them, and none may have a call in flight. Raises EngineError when the server cannot
+        take them, EngineDied when it is gone.
         """
+        if self._sends:
+            self._send(named_tensors)
+        else:
+            for _ in named_tensors:  # gathering them takes all ranks
+                pass
+        self.policy_version += 1
+
+    def _send(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         if self._weights_folder is None:
             raise EngineError("weights_folder is not set: name a folder that the trainer and the vLLM server both see")
         path = self._weights_folder.resolve() / f"weights-{os.getpid()}.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors}, path)
+        # Copies: a parameter that is gathered for this turn of the loop is gone after it.
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named_tensors}
         try:
+            save_file(copies, path)
             self.run([self._load_file(path)])
         finally:
-            path.unlink()
-        self.policy_version += 1
+            path.unlink(missing_ok=True)
 
     async def _load_file(self, path: Path) -> None:
         root = self.url.removesuffix("/v1")
-        answer = await self._request(
-            "POST", f"{root}/collective_rpc", {"method": "load_weights_file", "args": [str(path)]}
-        )
-        missing = [name for worker in answer["results"] for name in worker]
+        load, reset = f"{root}/collective_rpc", f"{root}/reset_prefix_cache"
+        body = {"method": "load_weights_file", "args": [str(path)]}
+        missing = read_missing(load, await self._server.ask("POST", load, body))
         if missing:
             raise EngineError(f"{len(missing)} parameters were not sent, e.g. {missing[0]}: send all of them")
-        if not (await self._request("POST", f"{root}/reset_prefix_cache", None))["success"]:
-            raise EngineError(
-                f"{self.url} kept its prefix cache, which would mix old and new weights: calls in flight?"
-            )
+        for _ in range(_CACHE_TRIES):
+            if read_success(reset, await self._server.ask("POST", reset)):
+                return
+            await asyncio.sleep(_CACHE_PAUSE)
+        raise EngineError(f"{self.url} kept its prefix cache, which would mix old and new weights: calls in flight?")
+
+    async def _find_again(self, seconds: float) -> None:
+        health = f"{self.url.removesuffix('/v1')}/health"
+        self._server.boot = None
+        try:
+            async with asyncio.timeout(min(seconds, _HEALTH_SECONDS)):
+                await self._server.ask("GET", health)
+        except TimeoutError as error:
+            raise EngineDied(f"{health} does not answer: is the server stuck?") from error
+        try:
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                await self._check_server(self.model)
+        except TimeoutError as error:
+            raise EngineDied(f"{self.url} says that it is well and serves no call: restart it") from error
 
     async def _check_server(self, model: str | None) -> None:
-        served = {card["id"]: card for card in (await self._request("GET", f"{self.url}/models", None))["data"]}
+        url = f"{self.url}/models"
+        served = read_models(url, await self._server.ask("GET", url))
         self.model = next(iter(served)) if model is None else model
         if self.model not in served:
             raise EngineError(f"{self.url} serves {', '.join(served)}, not {self.model}: fix rollout.url or model.path")
-        longest = served[self.model]["max_model_len"]
+        longest = served[self.model]
         if longest < self.max_context:
             raise EngineError(f"{self.url} holds {longest} tokens, model.max_context is {self.max_context}: lower it")
         # With a single id allowed its probability is 1. A server that reports raw log-probs says otherwise.
@@ -186,46 +230,5 @@ class VllmHttpEngine:
             **{"presence_penalty": 0.0, "frequency_penalty": 0.0},
             **extra,
         }
-        choice = (await self._request("POST", f"{self.url}/completions", body))["choices"][0]
-        ids, logprobs = tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
-        if choice["finish_reason"] not in ("stop", "length") or len(ids) != len(logprobs):
-            raise EngineError(f"{self.url} ended a call with {choice['finish_reason']!r}: see the server's log")
-        return Completion(ids, logprobs, choice["finish_reason"])
-
-    async def _request(self, method: str, url: str, body: dict[str, Any] | None) -> Any:
-        try:
-            async with asyncio.timeout(self.timeout_seconds):
-                response = await self._here().request(method, url, json=body)
-        except TimeoutError as error:
-            raise EngineError(
-                f"{url} gave no answer within {self.timeout_seconds:g} s: is the server stuck?"
-            ) from error
-        except httpx.ConnectError as error:
-            raise EngineError(f"no vLLM server at {url}: start one, or correct rollout.url") from error
-        except httpx.HTTPError as error:
-            raise EngineError(f"{url} broke off ({first_line(error)}): see the server's log") from error
-        if response.status_code == 401:
-            raise EngineError(f"{url} wants a bearer token, or another one: set {VARIABLE} to the server's, here too")
-        if not response.is_success:
-            raise EngineError(f"{url} answered {response.status_code}: {_reason(response)}")
-        return response.json() if response.content else None
-
-    def _here(self) -> httpx.AsyncClient:
-        """The client of the running event loop: connections cannot move from one loop to another."""
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            transport = httpx.AsyncHTTPTransport(retries=_CONNECT_RETRIES, limits=self._limits)
-            # No deadline here: `_request` holds one over the whole exchange. Redirects are not followed, so that the
-            # token goes to this server alone.
-            client = httpx.AsyncClient(transport=transport, timeout=None, headers=self._headers)
-            self._client, self._loop = client, loop
-        return self._client
-
-
-def _reason(response: httpx.Response) -> str:
-    """What the server says went wrong: `error.message` of its JSON where there is one, else the text; one line."""
-    text = response.text
-    if response.headers.get("content-type", "").startswith("application/json"):
-        answer: dict[str, Any] = response.json()
-        text = str(answer["error"]["message"]) if "error" in answer else text
-    return next(iter(text.strip().splitlines()), "no reason given")[:300]
+        url = f"{self.url}/completions"
+        return read_completion(url, await self._server.ask("POST", url, body), sampling, self._vocabulary)

@@ -1,6 +1,8 @@
 """vLLM in this process: drives its step loop itself, so that a call that ends lets its successor start at once."""
 
 import asyncio
+import gc
+import logging
 import os
 import time
 import weakref
@@ -28,13 +30,15 @@ from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
 
-from rollout.engine import Completion, EngineError, Prompt, Sampling, causal_ids  # noqa: E402
+from rollout.engine import Completion, EngineDied, EngineError, Prompt, Sampling, causal_ids  # noqa: E402
 from rollout.engines import vllm_cpu  # noqa: E402
 from rollout.engines.calls import EngineStats, Seeds, check_call, check_stock, first_line, settle, together  # noqa: E402
 
 Result = TypeVar("Result")
 
 _GIB = 1 << 30
+
+logger = logging.getLogger(__name__)
 
 
 class VllmEngine:
@@ -77,6 +81,8 @@ class VllmEngine:
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
         self._driver: asyncio.Task[None] | None = None
         self._borrowed_group = torch.distributed.is_initialized()
+        self._died = ""
+        """Why the engine is gone; empty while it lives."""
         self.reseed(seed)
         on_cpu = current_platform.is_cpu()
         args = EngineArgs(
@@ -106,22 +112,37 @@ class VllmEngine:
             os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise EngineError("initialise torch.distributed before the engine: else vLLM starts a world of its own")
+        self._args = args
+        self._build()
+        self._vocabulary = self._engine.model_config.get_vocab_size()
+
+    def _build(self) -> None:
         try:
             with vllm_cpu.thread_setting_kept():
-                self._engine = LLMEngine.from_engine_args(args)
+                self._engine = LLMEngine.from_engine_args(self._args)
         except Exception as error:
             if not self._borrowed_group:
                 parallel_state.cleanup_dist_env_and_memory()
-            raise EngineError(f"vLLM cannot serve {model_path}: {first_line(error)}") from error
+            raise EngineError(f"vLLM cannot serve {self._args.model}: {first_line(error)}") from error
         VllmEngine._open = weakref.ref(self)
-        self._vocabulary = self._engine.model_config.get_vocab_size()
+
+    def revive(self, seconds: float = 0.0) -> None:
+        """Ends what is left of the engine and builds it anew, with the weights of its folder; `seconds` are not looked
+        at. Under torchrun all ranks do so together. Raises EngineError where vLLM cannot serve any more."""
+        self.close()
+        self._waiting.clear()
+        del self._engine  # frees its weights and cache before the next one takes as much
+        gc.collect()
+        self._build()
+        self._died = ""
 
     def reseed(self, seed: int) -> None:
         """Restarts the stream that seeds calls without a seed of their own, e.g. at each training step."""
         self._seeds = Seeds(seed)
 
     async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
-        """Samples one continuation. Raises EngineError for a call that cannot be served."""
+        """Samples one continuation. Raises EngineError for a call that cannot be served, EngineDied when vLLM fails."""
+        self._check_alive()
         prompt_ids = causal_ids(prompt, "vLLM")
         params = self._params(prompt_ids, sampling)
         self._calls += 1
@@ -149,6 +170,7 @@ class VllmEngine:
 
         Raises EngineError when calls are in flight, or when a parameter is unknown, missing or of another shape.
         """
+        self._check_alive()
         if self._waiting:
             raise EngineError(f"{len(self._waiting)} calls are being sampled: load weights between rollouts")
         try:
@@ -163,14 +185,25 @@ class VllmEngine:
 
     def close(self) -> None:
         """Frees the engine, so that another can be built; a process group that was there before it stays."""
+        if VllmEngine._open is None or VllmEngine._open() is not self:
+            return  # closed, or dead and not built again
+        VllmEngine._open = None
         destroy = parallel_state.destroy_distributed_environment
         if self._borrowed_group:
             parallel_state.destroy_distributed_environment = _forget_world
         try:
             self._engine.engine_core.shutdown()
+        except Exception as error:
+            if not self._died:
+                raise
+            # What a dead engine cannot clear up must not hide why it died, nor keep the next one from starting.
+            logger.warning("a dead vLLM engine did not end in order: %s", first_line(error))
         finally:
             parallel_state.destroy_distributed_environment = destroy
-        VllmEngine._open = None
+
+    def _check_alive(self) -> None:
+        if self._died:
+            raise EngineDied(self._died)
 
     def _params(self, prompt_ids: list[int], sampling: Sampling) -> SamplingParams:
         check_call(prompt_ids, sampling, self.max_context)
@@ -197,9 +230,10 @@ class VllmEngine:
             try:
                 outputs = self._step()
             except Exception as error:
+                self._died = f"vLLM failed while decoding: {first_line(error)}"
                 waiting, self._waiting = self._waiting, {}
                 for future in (future for future in waiting.values() if not future.done()):
-                    future.set_exception(EngineError(f"vLLM failed while decoding: {first_line(error)}"))
+                    future.set_exception(EngineDied(self._died))
                 return
             for name, completion in outputs:
                 future = self._waiting.pop(name, None)
