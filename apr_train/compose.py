@@ -207,6 +207,8 @@ def _unknown(key: str, known: DictConfig) -> str:
             f"{key} does not exist on purpose: truncated sampling biases the importance ratio; "
             "the whole distribution is sampled, and only rollout.temperature shapes it"
         )
+    if key == "model.lora.dropout":
+        return f"{key} does not exist on purpose: the trainer would score another policy than the one that is sampled"
     keys = list(_keys(known))
     if parent == "":
         keys += [folder.name for folder in CONFIGS.iterdir() if folder.is_dir()]

@@ -13,6 +13,24 @@ class ConfigError(UserError, ValueError):
 
 
 @dataclass
+class LoraConfig:
+    """Trains small matrices beside frozen weights (docs/lora.md). There is no dropout: the trainer would score another
+    policy than the one that was sampled."""
+
+    rank: int = 0
+    """0 trains all weights."""
+    alpha: float = 32.0
+    """What is added is alpha / rank times the product of the two matrices."""
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Layers by the ends of their names, e.g. [q_proj,v_proj]; all-linear: every linear layer but the output."""
+    tags: bool = True
+    """Train the dialect's tags in the embedding tables. Frozen, a new tag's logit, the mean of those of the tokens that
+    spell it, never exceeds the highest of them; false is for a model that knows the tags."""
+    whole: list[str] = field(default_factory=list[str])
+    """Modules to train whole besides, by the ends of their names, e.g. [norm]; thread vectors always are."""
+
+
+@dataclass
 class ModelConfig:
     """Where the policy comes from: a Hugging Face folder or hub name, or the sizes of a fresh model."""
 
@@ -24,6 +42,7 @@ class ModelConfig:
     attention: str = "tree"
     """tree (packed tries) | sdpa (one row per call: the oracle)"""
     gradient_checkpointing: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     thread_vectors: int = 0
     """For how many threads of a block each layer learns a vector (ParaThinker), added to keys and values; needs
     dialect.join=stitched and rollout=torch. 0: none"""

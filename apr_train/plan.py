@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from apr_train.config import Config, ModelConfig, RewardConfig
+from apr_train.config import Config, LoraConfig, ModelConfig, RewardConfig
 from apr_train.sampler import engine_of, join_of
 
 GIB = 2**30
@@ -39,6 +39,20 @@ class Sizes:
         layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return tables + self.layers * layer + self.hidden
+
+    def trained(self, lora: LoraConfig) -> int:
+        """How many of them, or of LoRA's beside them, an update changes; a table counts whole, for its gradient and
+        Adam's states are kept whole. `lora.whole` is not counted."""
+        if not lora.rank:
+            return self.parameters
+        widths = {
+            **dict.fromkeys(("q_proj", "o_proj"), self.hidden + self.heads * self.head_dim),
+            **dict.fromkeys(("k_proj", "v_proj"), self.hidden + self.kv_heads * self.head_dim),
+            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.hidden + self.intermediate),
+        }
+        adapted = sum(width for name, width in widths.items() if lora.targets == ["all-linear"] or name in lora.targets)
+        tables = self.vocabulary * self.hidden * (1 if self.tied else 2) if lora.tags else 0
+        return tables + self.layers * lora.rank * adapted
 
     def kv_bytes(self, width: int) -> int:
         """Key/value cache of one token in bytes, `width` bytes a number."""
@@ -102,11 +116,12 @@ def memory(config: Config, sizes: Sizes, ranks: int) -> Memory:
     """
     width, stage = BYTES[config.model.dtype], config.deepspeed.stage
     weights = sizes.parameters * width
-    adam = sizes.parameters * (2 * width if stage is None else 12)
+    trained = sizes.trained(config.model.lora)
+    adam = trained * (2 * width if stage is None else 12)
     here = engine_of(config) != "vllm_http"
     return Memory(
         weights=weights / (ranks if stage == 3 else 1),
-        gradients=weights / (ranks if stage in (2, 3) else 1),
+        gradients=trained * width / (ranks if stage in (2, 3) else 1),
         adam=0.0 if config.deepspeed.offload_optimizer else adam / (ranks if stage else 1),
         activations=micro_batch_tokens(config, ranks)
         * sizes.activation_bytes(width, config.model.gradient_checkpointing),
@@ -125,7 +140,8 @@ def micro_batch_tokens(config: Config, ranks: int) -> int:
 def plan(config: Config, ranks: int) -> str:
     """The plan as text of at most 80 columns, one line a fact."""
     sizes = sizes_of(config.model)
-    lines = [("model", _model(config.model, sizes)), *_work(config, ranks), *_memory(config, sizes, ranks)]
+    lines = [("model", _model(config.model, sizes)), *_adapters(config.model.lora, sizes)]
+    lines += [*_work(config, ranks), *_memory(config, sizes, ranks)]
     return "\n".join(["plan", *(f"  {name:<20}{text}".rstrip() for name, text in lines)])
 
 
@@ -134,6 +150,14 @@ def _model(model: ModelConfig, sizes: Sizes | None) -> str:
     name = name if len(name) <= 30 else f"...{name[-27:]}"
     count = f"about {_count(sizes.parameters)} parameters" if sizes else "size unknown"
     return f"{name}, {count}, {model.dtype}"
+
+
+def _adapters(lora: LoraConfig, sizes: Sizes | None) -> list[tuple[str, str]]:
+    if not lora.rank:
+        return []
+    tables = ", tables included" if lora.tags else ""
+    count = f", {_count(sizes.trained(lora))} parameters{tables}" if sizes else ""
+    return [("trained", f"LoRA of rank {lora.rank}{count}")]
 
 
 def _work(config: Config, ranks: int) -> list[tuple[str, str]]:

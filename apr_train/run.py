@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from transformers import AutoTokenizer, PreTrainedModel
 
+from apr_train import lora
 from apr_train.arguments import grpo_arguments
 from apr_train.checkpoint import Checkpoints, write_json
 from apr_train.config import Config
@@ -41,7 +42,7 @@ from apr_train.sft import demonstration_rows, train_sft
 from apr_train.stored import line_of
 from apr_train.tasks import make_task
 from apr_train.tasks.base import Task
-from apr_train.weight_sync import save_model, saved_weights
+from apr_train.weight_sync import fingerprint, save_model, saved_weights
 from rewards.build import make_reward
 from rewards.scored import Scored
 from rewards.verdict import BatchVerifier
@@ -179,9 +180,16 @@ def open_parts(
 
 
 def load_policy(parts: Parts, folder: Path, attention: str) -> PreTrainedModel:
-    """The model to train, from a Hugging Face folder; `attention`: tree | sdpa."""
-    dtype = getattr(torch, parts.config.model.dtype)
-    return thread_vectors.load(folder, dtype=dtype, attn_implementation=attention)
+    """The model to train, from a Hugging Face folder, with fresh adapters if it is to have some; `attention`: tree |
+    sdpa."""
+    config = parts.config.model
+    model = thread_vectors.load(folder, dtype=getattr(torch, config.dtype), attn_implementation=attention)
+    if not config.lora.rank:
+        return model
+    names = dialect_class(parts.config.dialect.name).tags(parts.config.dialect.options)
+    tags = [parts.tokens.tag(name) for name in names]
+    base = fingerprint(folder) if parts.world.is_main_process else ""
+    return lora.adapt(model, config.lora, tags, seed=parts.config.seed, base=base)
 
 
 def warm_start(parts: Parts, start: Path) -> None:

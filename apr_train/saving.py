@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from apr_train import lora
 from apr_train.checkpoint import CheckpointError, Checkpoints, read_json, step_of, write_json
 from apr_train.deadlines import Deadlines
 from apr_train.lifecycle import Halted, StopFlag, Stopped
@@ -118,6 +119,8 @@ class SavingTrainer:
             try:
                 told[0] = saver.checkpoints.newest()
                 saver.checkpoints.set_aside(told[0])
+                if told[0] is not None:
+                    lora.check_adapter(trainer.model, told[0])
             except CheckpointError as error:
                 told[1] = str(error)
         with saver.deadlines("collective", lambda: "a look at the checkpoints"):
@@ -176,6 +179,19 @@ class SavingTrainer:
         saver.saved = step
         saver.values.clear()
         self._wait()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Replaces transformers' own for an adapted model: the weights of its checkpoint are sums. DeepSpeed has files
+        of its own, in which nothing frozen is."""
+        if lora.is_adapted(cast(Any, self).model):
+            lora.load_adapter(cast(Any, self).model, Path(resume_from_checkpoint))
+        else:
+            cast(Any, super())._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Transformers' own, without tables of which some rows are frozen: decay needs no gradient."""
+        partial = lora.partly_trained(model)
+        return [name for name in cast(Any, super()).get_decay_parameter_names(model) if name not in partial]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Replaces transformers' own outside of DeepSpeed: it maps to `args.device`, which several ranks on a CPU call

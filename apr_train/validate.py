@@ -39,7 +39,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
         *("seed", "data.seed"),
         *("algorithm.steps", "algorithm.warmup_steps", "algorithm.weight_decay", "checkpoint.every"),
-        *("algorithm.dynamic_sampling", "model.thread_vectors"),
+        *("algorithm.dynamic_sampling", "model.thread_vectors", "model.lora.rank"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("deadline.engine_start", "deadline.rollout", "deadline.verify", "deadline.sync", "deadline.update"),
         *("deadline.collective", "cluster.gpus_per_node", "guard.halvings", "rollout.engine_restarts"),
@@ -60,7 +60,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
 }
 ABOVE_ZERO = (
     *("algorithm.learning_rate", "algorithm.epsilon_low", "algorithm.epsilon_high", "algorithm.max_grad_norm"),
-    *("algorithm.gap_warn", "algorithm.gap_stop", "sft.learning_rate", "model.rope_theta"),
+    *("algorithm.gap_warn", "algorithm.gap_stop", "sft.learning_rate", "model.rope_theta", "model.lora.alpha"),
     "model.initializer_range",
     *("rollout.temperature", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.call_seconds"),
 )

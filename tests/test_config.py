@@ -158,6 +158,11 @@ KNOWN_REWARDS = f"(known: {', '.join(sorted(file.stem for file in (CONFIGS / 're
         ("algorithm.steps=2.5", "algorithm.steps=2.5: it takes a whole number"),
         ("dry_run=maybe", "dry_run=maybe: it takes true or false"),
         ("rollout.temperature=null", "rollout.temperature=null: it needs a value"),
+        (
+            "+model.lora.dropout=0.1",
+            "model.lora.dropout does not exist on purpose: the trainer would score another policy than the one that is "
+            "sampled",
+        ),
         ("seed", "cannot read 'seed'; write key=value, and quote what the shell would change"),
         ("data.task=???", "data.task has no value; add data.task=... to the command line"),
         ("name=${nobody}", "name: Interpolation key 'nobody' not found"),
@@ -239,6 +244,9 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ("model.kv_heads=3", "must be a multiple of model.kv_heads"),
         ("model.head_dim=31", "must be even"),
         ("model.thread_vectors=-1", "must be at least 0"),
+        ("model.lora.rank=-1", "must be at least 0"),
+        ("model.lora.alpha=0", "must be above 0"),
+        ("model.lora.rnk=4", "did you mean model.lora.rank?"),
         ("model.thread_vectors=8", "only a stitched join keeps a thread's keys: set dialect.join=stitched"),
         ("model.thread_vectors=8 dialect=parathinker strategy=group_think", "set strategy=fork_join, or 0 vectors"),
         ("model.thread_vectors=8 dialect=apr", "take a dialect that has one"),
@@ -358,6 +366,21 @@ def test_memory_is_sharded_as_zero_says() -> None:
     assert bytes_at("1", 2) == (424, 424, 1272)
     assert bytes_at("2", 2) == (424, 212, 1272)
     assert bytes_at("3", 2) == (212, 212, 1272)
+
+
+def test_adapters_need_gradients_and_states_of_their_own_size_alone() -> None:
+    """Rank 2 of all seven layers: 2 * (2*8 + 2*8 + 3*12) = 136 beside 212 frozen weights, and 40 of a table."""
+    sizes = Sizes(layers=1, hidden=4, heads=1, kv_heads=1, head_dim=4, intermediate=8, vocabulary=10, tied=True)
+
+    def bytes_at(*overrides: str) -> tuple[float, float, float]:
+        need = memory(load(["deepspeed.stage=2", "model.lora.rank=2", *overrides]), sizes, 2)
+        return need.weights, need.gradients, need.adam
+
+    assert bytes_at() == (212 * 4, 176 * 4 / 2, 176 * 12 / 2)
+    assert bytes_at("model.lora.tags=false") == (212 * 4, 136 * 4 / 2, 136 * 12 / 2)
+    assert bytes_at("model.lora.tags=false", "model.lora.targets=[q_proj]") == (212 * 4, 16 * 4 / 2, 16 * 12 / 2)
+    told = plan(load(["model.lora.rank=16"]), ranks=1)
+    assert "trained             LoRA of rank 16" in told and max(map(len, told.splitlines())) <= 80
 
 
 def test_micro_batch_tokens_are_those_of_the_docstring() -> None:

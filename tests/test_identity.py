@@ -35,6 +35,7 @@ def test_what_trains_the_same_may_change(tmp_path: Path, free: str) -> None:
     [
         ({"overrides": ("algorithm.learning_rate=0.5",)}, r"algorithm\.learning_rate was 1e-06 and is 0\.5;"),
         ({"overrides": ("reward.terms.acceleration.rho=0.4",)}, r"reward\.terms\.acceleration\.rho was .* and is 0\.4"),
+        ({"overrides": ("model.lora.rank=4",)}, r"model\.lora\.rank was 0 and is 4"),
         ({"overrides": ("~reward.terms.acceleration",)}, r"reward\.terms\.acceleration\.\w+ was \S+ and is None"),
         ({"ranks": 2}, "ranks was 1 and is 2"),
         ({"problems": [PROBLEMS[0][:1], PROBLEMS[0][1:]]}, "problems was"),

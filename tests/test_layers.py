@@ -23,6 +23,7 @@ HOMES = {
     "vllm": ("rollout/engines/vllm*.py",),
     "trl": ("apr_train/arguments.py", "apr_train/grpo_trainer.py", "apr_train/sft.py"),
     "deepspeed": ("apr_train/run.py", "apr_train/weight_sync.py"),
+    "peft": ("apr_train/lora.py",),
     "hydra": ("apr_train/compose.py", "scripts/*.py"),
     "wandb": ("apr_train/logg*.py",),
 }

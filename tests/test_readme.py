@@ -1,4 +1,4 @@
-"""Every command that README and docs/rewards.md show exists, composes and names real files."""
+"""Every command that README, docs/rewards.md and docs/lora.md show exists, composes and names real files."""
 
 import re
 import shlex
@@ -15,7 +15,8 @@ from rollout.options import read_options
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 # Indented blocks are commands; a backslash continues the line, two spaces and # start a remark.
-SHOWN = README + (Path(__file__).parent.parent / "docs/rewards.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+SHOWN = README + (DOCS / "rewards.md").read_text() + (DOCS / "lora.md").read_text()
 LINES = [line.split("  #")[0].strip() for line in SHOWN.replace("\\\n", " ").splitlines() if line.startswith("    ")]
 
 

@@ -20,7 +20,7 @@ EXPECTED = {"mid-rollout": 3, "mid-update": 2, "mid-save": 2, "between-epochs": 
 """The step that the second start goes on from."""
 
 
-WHOLE: dict[tuple[str, int], dict[str, Any]] = {}
+WHOLE: dict[tuple[str, int, int], dict[str, Any]] = {}
 
 
 @pytest.mark.slow
@@ -30,11 +30,27 @@ WHOLE: dict[tuple[str, int], dict[str, Any]] = {}
 def test_an_interrupted_run_ends_as_one_that_was_not(
     tmp_path: Path, warm_policy: Path, stage: str, ranks: int, point: str
 ) -> None:
-    overrides = (*MODEL, *RL, f"model.path={warm_policy}", f"deepspeed={stage}")
-    if (stage, ranks) not in WHOLE:
+    interrupted(tmp_path, warm_policy, stage, ranks, point, rank=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "ranks", "point"),
+    [("none", 1, "mid-update"), ("zero3", 2, "mid-rollout"), ("zero3", 2, "mid-save"), ("zero2", 2, "mid-update")],
+)
+def test_an_interrupted_run_with_adapters_ends_as_one_that_was_not(
+    tmp_path: Path, warm_policy: Path, stage: str, ranks: int, point: str
+) -> None:
+    interrupted(tmp_path, warm_policy, stage, ranks, point, rank=4)
+
+
+def interrupted(tmp_path: Path, policy: Path, stage: str, ranks: int, point: str, *, rank: int) -> None:
+    """`rank`: of LoRA; 0 trains all weights."""
+    overrides = (*MODEL, *RL, f"model.path={policy}", f"deepspeed={stage}", f"model.lora.rank={rank}")
+    if (stage, ranks, rank) not in WHOLE:
         start(tmp_path / "whole", *overrides, ranks=ranks)
-        WHOLE[stage, ranks] = results(tmp_path / "whole", ranks)
-        assert len({row["loss/policy"] for row in WHOLE[stage, ranks]["curve"]}) > 3
+        WHOLE[stage, ranks, rank] = results(tmp_path / "whole", ranks)
+        assert len({row["loss/policy"] for row in WHOLE[stage, ranks, rank]["curve"]}) > 3
     broken = tmp_path / "broken"
     code = start(broken, *overrides, ranks=ranks, interrupt=f"{point}:{POINTS[point]}")
     stopped = point in ("mid-rollout", "between-epochs")
@@ -43,14 +59,16 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert Checkpoints(broken / "checkpoints" / "rl").steps()[-1] == EXPECTED[point]
     start(broken, *overrides, ranks=ranks)
     found = results(broken, ranks)
-    for name, value in WHOLE[stage, ranks].items():
+    for name, value in WHOLE[stage, ranks, rank].items():
         assert found[name] == value, f"{name} differs"
 
 
 @pytest.mark.slow
-def test_a_run_stopped_in_its_warm_start_ends_as_one_that_was_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_run_stopped_in_its_warm_start_ends_as_one_that_was_not(tmp_path: Path, rank: int) -> None:
     """SIGTERM from outside, at a moment nobody chose."""
-    overrides = (*MODEL, *RL, "sft.steps=60", "sft.problems_per_step=8", "checkpoint.every=7")
+    settings = ("sft.steps=60", "sft.problems_per_step=8", "checkpoint.every=7", f"model.lora.rank={rank}")
+    overrides = (*MODEL, *RL, *settings)
     start(tmp_path / "whole", *overrides)
     command = [sys.executable, str(ROOT / "scripts/train.py"), f"output_dir={tmp_path / 'broken'}", *overrides]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

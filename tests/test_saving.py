@@ -21,9 +21,11 @@ from rollout.errors import UserError
 STEPS = 5
 
 
-def trainer_of(folder: Path, *, every: int = 2, stop: Callable[[int], bool] = lambda step: False) -> Any:
+def trainer_of(
+    folder: Path, *, every: int = 2, stop: Callable[[int], bool] = lambda step: False, model: Any = None
+) -> Any:
     """Five steps over two epochs; `stop` is asked while the rollouts of a step are there and nothing is trained yet."""
-    trainer = make_trainer(folder, packed=True, micro_batches=2)
+    trainer = make_trainer(folder, packed=True, micro_batches=2, model=model)
     trainer.args.max_steps, trainer.args.save_steps = STEPS, every or 1
     trainer.args.save_strategy = "steps" if every else "no"
     sampler, flag = trainer.rollouts.sampler, StopFlag()

@@ -14,21 +14,23 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from apr_train.arguments import grpo_arguments
-from apr_train.config import Config
+from apr_train.config import Config, LoraConfig
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer
 from apr_train.guard import GapGate
+from apr_train.lora import adapt
 from apr_train.rollouts import Rollouts
 from apr_train.tasks.base import Problem
 from rewards.build import make_reward
 from rewards.verdict import Verdict
 from rollout.demonstration import Block, Demonstration
-from rollout.dialects import make_dialect
+from rollout.dialects import dialect_class, make_dialect
 from rollout.engine import Completion, Prompt, Sampling
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.trajectory import Trajectory
 
 TOKENS = toy_tokens()
+TAGS = sorted(TOKENS.tag(name) for name in dialect_class("threadweaver").tags({}))
 DIALECT = make_dialect("threadweaver", TOKENS)
 BUDGET = Budget(response=500, answer=8, threads=8, blocks=8)
 
@@ -85,9 +87,13 @@ class PreparedSampler:
             played.append(self._scored(trajectory))
         return played[rank * mine : (rank + 1) * mine]
 
+    def policy(self) -> Qwen3ForCausalLM:
+        """Who is said to have sampled."""
+        return tiny_model("sdpa")
+
     def _scored(self, trajectory: Trajectory) -> Trajectory:
-        """The log-probs of `tiny_model`, one plain forward per call, plus noise."""
-        model = tiny_model("sdpa")
+        """The log-probs of the policy, one plain forward per call, plus noise."""
+        model = self.policy()
         segments = list(trajectory.segments)
         for call in trajectory.calls:
             context, sampled = trajectory.context_ids(call), segments[call.sampled].ids
@@ -111,6 +117,8 @@ def make_trainer(
     micro_batches: int = 1,
     noise: float = 0.05,
     stage: int | None = None,
+    offload: bool = False,
+    checkpointing: bool = False,
     reward: dict[str, Any] | None = None,
     model: Any = None,
     **algorithm: Any,
@@ -121,8 +129,8 @@ def make_trainer(
         setattr(config.algorithm, name, value)
     config.algorithm.prompts_per_step, config.algorithm.group_size, config.algorithm.steps = 4, 4, 2
     config.algorithm.micro_batches, config.algorithm.learning_rate = micro_batches, 1e-2
-    config.rollout.max_response_tokens = 500
-    config.deepspeed.stage, config.checkpoint.every = stage, 0
+    config.rollout.max_response_tokens, config.model.gradient_checkpointing = 500, checkpointing
+    config.deepspeed.stage, config.deepspeed.offload_optimizer, config.checkpoint.every = stage, offload, 0
 
     def verdict(response: str, answer: str) -> Verdict:
         return "correct" if response.endswith(answer) else "wrong"
@@ -156,9 +164,20 @@ def step_gradient(trainer: ForkJoinGRPOTrainer) -> Tensor:
         inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
         trainer.compute_loss(trainer.model, inputs).backward()
         trainer._step += 1
-    return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
 
 
 def gradient_norms(trainer: ForkJoinGRPOTrainer) -> list[float]:
     """Of each step, as logged: Adam hides a gradient's scale in the weights, so scale is compared here."""
     return [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+
+
+def adapted(model: Any, **settings: Any) -> Any:
+    """The model with adapters of rank 4 whose B is no longer zero, as after a step; `settings`: keys of LoraConfig."""
+    found = adapt(model, LoraConfig(**{"rank": 4, "alpha": 8.0} | settings), TAGS)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in found.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return found

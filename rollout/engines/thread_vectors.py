@@ -102,7 +102,7 @@ def _look_up(layer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[s
         raise EngineError("a model with thread vectors needs to know every token's thread: model(..., threads=...)")
     vectors = layer.thread_vectors((threads - 1).clamp_min(0)) * (threads > 0)[..., None]
     for last in (getattr(layer, "k_norm", layer.k_proj), layer.v_proj):
-        last.added = vectors
+        getattr(last, "base_layer", last).added = vectors  # LoRA wraps the projection that has the hook
     return args, kwargs
 
 
