@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from namespaces import DEVICE, Node, NoNamespaces, two_nodes
+from real_runs import MODEL, RL, results, start
 from test_lost_rank import killed_in_backward
-from test_resume import MODEL, RL, SFT, results, start
 
 from apr_train.checkpoint import Checkpoints
 
@@ -37,11 +37,9 @@ def nodes() -> Iterator[tuple[Node, Node]]:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Of a policy that is right now and then."""
-    folder = tmp_path_factory.mktemp("model") / "warm"
-    start(folder, *SFT)
-    return (*RL, f"model.path={folder / 'sft'}")
+def settings(warm_policy: Path) -> tuple[str, ...]:
+    """Of all runs here."""
+    return (*MODEL, *RL, f"model.path={warm_policy}")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def begin(ends: ExitStack, node: Node, number: int, folder: Path, *overrides: st
     environment = os.environ | {"GLOO_SOCKET_IFNAME": DEVICE, "HOLD": hold}
     log = ends.enter_context((folder.parent / f"{folder.name}.node{number}.log").open("a"))
     return subprocess.Popen(
-        [*command, *MODEL, *DEADLINES, *overrides], env=environment, cwd=folder.parent, stdout=log, stderr=log
+        [*command, *DEADLINES, *overrides], env=environment, cwd=folder.parent, stdout=log, stderr=log
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, cluster, missing
 from conftest import ROOT
-from test_resume import MODEL, RL, SFT, results
+from real_runs import MODEL, RL, results
 
 UNCHANGED = ("curve", "weights", "rollouts", "heldout", "summary")
 under_slurm = pytest.mark.skipif(bool(missing()), reason=f"not installed: {' '.join(missing())}; run make test-slurm")
@@ -24,16 +24,6 @@ under_slurm = pytest.mark.skipif(bool(missing()), reason=f"not installed: {' '.j
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy that is right now and then."""
-    folder = tmp_path_factory.mktemp("model") / "warm"
-    command = [sys.executable, "scripts/train.py", f"output_dir={folder}", *MODEL, *SFT]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "sft"
 
 
 def submit(
@@ -71,8 +61,8 @@ def finished(slurm: Cluster, number: str, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def settings(model: Path) -> tuple[str, ...]:
-    return (*MODEL, *RL, f"model.path={model}", "algorithm.steps=12")
+def settings(warm_policy: Path) -> tuple[str, ...]:
+    return (*MODEL, *RL, f"model.path={warm_policy}", "algorithm.steps=12")
 
 
 @pytest.fixture(scope="module")
