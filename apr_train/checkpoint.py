@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,12 +87,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            told = str(error)
-            if not (isinstance(error, OSError) or "(os error" in told or "PytorchStreamWriter" in told):
+            if not _refused(error):
                 raise
             steps = self.steps()
             last = f"step {steps[-1]} is the last one" if steps else "there is none before it"
-            why = getattr(error, "strerror", None) or told.splitlines()[0]
+            why = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise CheckpointError(
                 f"{self.path(step)} was not written ({why}): {last}; free some space and start again"
             ) from error
@@ -141,19 +141,25 @@ class Checkpoints:
 
 @contextmanager
 def disk_named() -> Iterator[None]:
-    """Turns a full disk, as Python or safetensors tell it, into DiskFull."""
+    """Turns a full disk, as Python, safetensors or torch.save tell it, into DiskFull."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if getattr(error, "errno", None) not in FULL and "(os error 28)" not in str(error):
+        told = getattr(error, "errno", None)
+        if told not in FULL if isinstance(told, int) else not _refused(error):
             raise
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         raise DiskFull(
             f"the disk is full{where}: free some space and start the same command again; it goes on from the last "
             "checkpoint"
         ) from error
+
+
+def _refused(error: Exception) -> bool:
+    """Whether a disk did not take what was written: safetensors and torch.save say so in words."""
+    return isinstance(error, OSError) or any(word in str(error) for word in ("(os error 28)", "inline_container"))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -173,7 +179,7 @@ def verify(checkpoint: Path) -> None:
 def replace_text(file: Path, text: str) -> None:
     """Replaces a file whole and durably: a kill, or another process that reads, finds the old text or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.new")
+    draft = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")  # each writer's own
     with draft.open("w") as opened:
         opened.write(text)
         opened.flush()

@@ -19,6 +19,9 @@ from typing import Any, Literal
 
 from rollout.errors import UserError
 
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+"""What a launcher tells its ranks: a check starts a run of its own."""
+
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 SHM_WARN, SHM_FAIL = GIB, 64 << 20
@@ -277,7 +280,8 @@ def one_step(overrides: Sequence[str]) -> Finding:
     config = _config(overrides)
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         command = [sys.executable, str(ROOT / "scripts" / "train.py"), *overrides, *tiny(config, Path(folder) / "run")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        alone = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+        done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
         if done.returncode:
             told = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
             errors = [line for line in told if line.startswith("error: ")]
@@ -300,6 +304,7 @@ def tiny(config: Any, folder: Path) -> list[str]:
     values |= {"algorithm.dynamic_sampling": 0, "eval.problems": 0, "logger.wandb": "disabled"}
     values |= {"logger.progress": "false", "rollout.max_response_tokens": short, "rollout.kv_cache_gib": 0.2}
     values |= {"checkpoint.every": 1, "resume": "never", "dry_run": "false", "output_dir": folder}
+    values |= {"cluster.launcher": "none", "cluster.nodes": 1}  # here, whatever it is for
     if config.rollout.engine == "vllm_http":  # its server serves the real model
         values |= {"rollout.engine": "auto", "rollout.url": "null"}
     return [f"{key}={value}" for key, value in values.items()]

@@ -256,6 +256,17 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
     def _micro_batch(self, inputs: Any) -> Rows:
         return self._prepare_inputs(inputs)
 
+    def _parts_of(self, batch: Rows) -> int:
+        return int((batch["completion_mask"].sum(1) > 0).sum())
+
+    def _mark(self) -> None:
+        super()._mark()
+        self.gate_mark = self.gate.sum, self.gate.count
+
+    def _forget_passes(self) -> None:
+        super()._forget_passes()
+        self.gate.sum, self.gate.count = self.gate_mark
+
     def _cut(self, batch: Rows, pieces: int) -> list[Rows]:
         whole = {"num_items_in_batch": batch["num_items_in_batch"]}
         parts = cut_rows({key: value for key, value in batch.items() if key not in whole}, pieces)
@@ -306,7 +317,8 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         mask = self._scoring["completion_mask"]
         gaps = ((result[0].detach() - self._scoring["old_per_token_logps"]).abs() * mask).sum()
         total, count = self._summed(torch.stack([gaps, mask.sum()])).tolist()
-        self._metrics["train"]["gap/logprob_mean_abs"].append(self.gate.check(total / max(count, 1)))
+        if count:  # of a piece that only keeps step with the others there is no gap
+            self._metrics["train"]["gap/logprob_mean_abs"].append(self.gate.check(total / count))
         return result
 
     def _packed_logps(

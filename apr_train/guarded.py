@@ -1,6 +1,7 @@
 """What SFT and GRPO do when a step goes wrong: skip a gradient that is no number, cut what memory does not hold."""
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from apr_train.bad_steps import keep_newest, write_batches
+from apr_train.checkpoint import step_of
 from apr_train.lifecycle import Halted
 from apr_train.memory import Pieces, out_of_memory
 from apr_train.weight_sync import save_model
@@ -35,8 +37,8 @@ class Guard:
     """The whole configuration, which a replay needs."""
     most: int = 3
     say: Callable[[str], None] = print
-    row: int = 0
-    """Bad steps up to now without a good one in between."""
+    in_a_row: int = 0
+    """Bad steps up to now without a good one in between; a checkpoint keeps it."""
 
 
 class GuardedTrainer:
@@ -54,6 +56,10 @@ class GuardedTrainer:
         self.batches: list[Batch] = []
         """The micro-batches of the step up to now."""
         self.dropped = False
+        self.norm: Tensor | None = None
+        """Of the step's gradient, before it was clipped: one that overflows leaves zeros behind."""
+        self.marks: dict[str, int] = {}
+        """How many values each metric of the step had before its first pass."""
         cast(Any, self).add_callback(_GuardCallback(self, guard, tokenizer))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -61,6 +67,8 @@ class GuardedTrainer:
         if self.guard is None:
             return self._pass(model, inputs, num_items_in_batch)
         self.batches.append(self._micro_batch(inputs))
+        if len(self.batches) == 1:
+            self._mark()
         todo = self.batches[-1:]
         while True:
             try:
@@ -70,8 +78,10 @@ class GuardedTrainer:
                     raise
             # Out here, for the error holds what the failed pass had in memory. What it added to the gradients before it
             # failed nobody knows, so the step begins again.
-            self.guard.pieces.cut(f"step {cast(Any, self).state.global_step + 1}")
+            parts = max(self._parts_of(batch) for batch in todo)
+            self.guard.pieces.halve(f"step {cast(Any, self).state.global_step + 1}", parts)
             model.zero_grad()
+            self._forget_passes()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             todo = self.batches
@@ -81,6 +91,19 @@ class GuardedTrainer:
         loss = cast(Tensor, cast(Any, super()).compute_loss(*args, **options))
         return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        self.norm = cast(Any, super())._clip_grad_norm(model)
+        return self.norm
+
+    def _mark(self) -> None:
+        """Notes what the step's metrics hold before its first pass."""
+        self.marks = {name: len(values) for name, values in cast(Any, self)._metrics["train"].items()}
+
+    def _forget_passes(self) -> None:
+        """Drops from the metrics what passes of this step have added: they are done again."""
+        for name, values in cast(Any, self)._metrics["train"].items():
+            del values[self.marks.get(name, 0) :]
+
     def _micro_batch(self, inputs: Any) -> Batch:
         """What a pass over `inputs` is made of, ready to be cut and to be written down."""
         return inputs
@@ -88,6 +111,10 @@ class GuardedTrainer:
     def _recorded(self, batch: Batch) -> Batch:
         """What is written down of a batch: tensors, text and numbers."""
         return batch
+
+    def _parts_of(self, batch: Batch) -> int:
+        """How many pieces the batch can be cut into that each hold something."""
+        raise NotImplementedError
 
     def _cut(self, batch: Batch, pieces: int) -> list[Batch]:
         """The batch as `pieces` batches whose losses add up to its own; equally many on all ranks."""
@@ -136,13 +163,17 @@ class _GuardCallback(TrainerCallback):
         optimizer = cast(Any, self.trainer).optimizer.optimizer
         if not hasattr(optimizer, "overflow"):  # ZeRO looks for it, and its own optimizer gets parts of the gradient
             optimizer.register_step_pre_hook(self._drop)
+        if args.should_save:  # what an earlier start wrote down after the step that this one goes on from
+            for later in (each for each in self.guard.folder.glob("step_*") if step_of(each) > state.global_step):
+                shutil.rmtree(later)
 
     def _drop(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Without gradients an optimizer's step changes neither weights nor its own state."""
+        trainer = self.trainer
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm([cast(Tensor, p.grad) for p in parameters])
-        self.trainer.dropped = not norm.isfinite().item()
-        if self.trainer.dropped:
+        norm = get_total_norm([cast(Tensor, p.grad) for p in parameters]) if trainer.norm is None else trainer.norm
+        trainer.dropped, trainer.norm = not norm.isfinite().item(), None
+        if trainer.dropped:
             for parameter in parameters:
                 parameter.grad = None
 
@@ -152,7 +183,9 @@ class _GuardCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer, skipped = cast(Any, self.trainer), self.trainer.skipped()
         trainer._metrics["train"]["optim/skipped"].append(float(skipped))
-        self.guard.row = self.guard.row + 1 if skipped else 0
+        self.guard.in_a_row = self.guard.in_a_row + 1 if skipped else 0
+        if trainer.accelerator.optimizer_step_was_skipped:  # ZeRO tells the trainer, torch's optimizer does not
+            trainer.lr_scheduler.step()  # a schedule goes by steps, whatever became of them
         if skipped:
             self._write_down(state.global_step)
 
@@ -160,9 +193,9 @@ class _GuardCallback(TrainerCallback):
         running = cast(Any, self.trainer)._tr_loss
         if not running.isfinite():  # the trainer subtracts it from itself, and NaN stays NaN
             running.zero_()
-        if self.guard.row >= self.guard.most:  # not before the step's metrics are out
+        if self.guard.in_a_row >= self.guard.most:  # not before the step's metrics are out
             raise NotANumber(
-                f"{self.guard.row} steps in a row (guard.bad_steps) had a loss or gradient that is no number: "
+                f"{self.guard.in_a_row} steps in a row (guard.bad_steps) had a loss or gradient that is no number: "
                 f"scripts/replay_batch.py {self._folder(state.global_step)} says where it begins; the weights are "
                 "those before them"
             )

@@ -72,7 +72,8 @@ def forget(folder: Path) -> None:
 
     The identity goes last: a kill in between leaves a folder that is still the old run's.
     """
-    for name in ("progress.json", "metrics.jsonl", "wandb_id", "summary.json", "requeues", "memory.json"):
+    own = ("progress.json", "metrics.jsonl", "wandb_id", "summary.json", "requeues", "memory.json", "start_again")
+    for name in own:
         (folder / name).unlink(missing_ok=True)
     for file in (*folder.glob("rollouts-rank*.jsonl"), *folder.glob("error-rank*.log")):
         file.unlink()

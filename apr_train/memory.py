@@ -4,10 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apr_train.checkpoint import read_json, write_json
+from apr_train.checkpoint import read_json, replace_text, write_json
 from rollout.errors import UserError
 
 MEMORY = "memory.json"
+AGAIN = "start_again"
+"""Written where a run ended only to be started again: slurm/common.sh does."""
+LACKS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""What a RuntimeError says when there is no memory left: CUDA and NCCL, torch on a CPU, cuBLAS."""
 
 
 class OutOfMemory(UserError, RuntimeError):
@@ -22,7 +26,7 @@ class Pieces:
     ends. It notes what all ranks of the next start read, and ends.
 
     >>> pieces = Pieces(Path("outputs/run"), "rl", alone=True)
-    >>> pieces.cut("step 7")
+    >>> pieces.halve("step 7", parts=40)
     >>> pieces.count
     2
     """
@@ -38,17 +42,19 @@ class Pieces:
     def __post_init__(self) -> None:
         self.count = int(self._noted().get(self.stage, 1))
 
-    def cut(self, where: str) -> None:
-        """Halves from now on, or raises OutOfMemory."""
-        if self.count >= 2**self.most:
+    def halve(self, where: str, parts: int) -> None:
+        """Twice as many pieces from now on, of a micro-batch that has `parts` to be dealt out; or OutOfMemory."""
+        if self.count >= min(parts, 2**self.most):
+            why = f"guard.halvings={self.most}" if self.count < parts else f"it has {parts} to cut"
             raise OutOfMemory(
-                f"out of memory in {where}, with micro-batches in {self.count} pieces (guard.halvings={self.most}): "
-                "raise algorithm.micro_batches, or lower rollout.max_response_tokens"
+                f"out of memory in {where}, with micro-batches in {self.count} pieces ({why}): lower "
+                "rollout.max_response_tokens, or take more ranks or a smaller model"
             )
         self.count *= 2
         write_json(self.folder / MEMORY, self._noted() | {self.stage: self.count})
         told = f"out of memory in {where}: micro-batches are computed in {self.count} pieces"
         if not self.alone:
+            replace_text(self.folder / AGAIN, f"{told}\n")
             raise OutOfMemory(f"{told} from the next start on: start the same command again, and it goes on")
         self.say(f"{told} from now on")
 
@@ -58,7 +64,5 @@ class Pieces:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that there is no memory left: CUDA in a class of its own, a CPU in words."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether torch says that there is no memory left."""
+    return any(lack in str(error) for lack in LACKS)

@@ -19,6 +19,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from apr_train import lora
 from apr_train.checkpoint import CheckpointError, Checkpoints, read_json, step_of, write_json
 from apr_train.deadlines import Deadlines
+from apr_train.guarded import Guard
 from apr_train.lifecycle import Halted, StopFlag, Stopped
 from apr_train.weight_sync import save_model
 from rollout.errors import UserError, nearest
@@ -64,6 +65,8 @@ class SavingTrainer:
     """
 
     saver: Saver | None = None
+    guard: Guard | None = None
+    """Set by GuardedTrainer, which not every trainer is."""
 
     def attach(self, saver: Saver) -> None:
         """Saves and stops as `saver` says."""
@@ -97,6 +100,8 @@ class SavingTrainer:
         if trainer.is_deepspeed_enabled and state.get("ranks", ranks) != ranks:
             raise CheckpointError(f"{found} is of {state['ranks']} ranks, and ZeRO cannot go on with {ranks}")
         saver.restore(saver.saved, state)
+        if self.guard:
+            self.guard.in_a_row = state.get("bad_in_a_row", 0)
         self._wait()
         try:
             with saver.update:
@@ -162,7 +167,7 @@ class SavingTrainer:
 
     def _write_checkpoint(self, saver: Saver) -> None:
         trainer = cast(Any, self)
-        step, main = trainer.state.global_step, trainer.args.should_save
+        step, main, guard = trainer.state.global_step, trainer.args.should_save, self.guard
         draft = saver.checkpoints.draft(step) if main else saver.checkpoints.path(step).with_suffix(".tmp")
         self._wait()
         policy = cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model))
@@ -172,7 +177,8 @@ class SavingTrainer:
             trainer._save_rng_state(str(draft))
             if main:
                 trainer.state.save_to_json(str(draft / TRAINER_STATE_NAME))
-                write_json(draft / RUN_STATE, {**saver.at_step, "ranks": trainer.args.world_size})
+                state = {"ranks": trainer.args.world_size, "bad_in_a_row": guard.in_a_row if guard else 0}
+                write_json(draft / RUN_STATE, saver.at_step | state)
         self._wait()
         if main:
             saver.checkpoints.seal(step, sum(saver.values) / len(saver.values) if saver.values else None)

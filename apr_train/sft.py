@@ -26,7 +26,6 @@ from apr_train.guarded import Guard, GuardedTrainer
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback
 from apr_train.masks import EXACT, Masks
-from apr_train.memory import OutOfMemory
 from apr_train.saving import Reseeded, Saver, SavingTrainer
 from apr_train.tasks.base import Form, Problem, Task, TaskError
 from apr_train.tree_attention import plan_attention
@@ -120,6 +119,11 @@ class Examples:
     rows: list[dict[str, Any]]
 
 
+def untrained(example: dict[str, Any]) -> dict[str, Any]:
+    """The first two tokens of an example, neither of them to be learnt: for a piece that has nothing to do."""
+    return {"rows": [example["rows"][0][:2]], "contexts": [2], "trajectory": ""}
+
+
 def collate_tries(
     examples: list[dict[str, Any]],
     device: torch.device | str = "cpu",
@@ -195,14 +199,12 @@ class DemonstrationTrainer(SavingTrainer, GuardedTrainer, SFTTrainer):
     def _recorded(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"examples": batch["examples"].rows}
 
+    def _parts_of(self, batch: dict[str, Any]) -> int:
+        return len(batch["examples"].rows)
+
     def _cut(self, batch: dict[str, Any], pieces: int) -> list[dict[str, Any]]:
         examples: list[dict[str, Any]] = batch["examples"].rows
-        if pieces > len(examples):
-            raise OutOfMemory(
-                f"{len(examples)} demonstrations cannot be cut in {pieces} pieces: lower sft.problems_per_step, or "
-                "rollout.max_response_tokens"
-            )
-        return [self.data_collator(examples[piece::pieces]) for piece in range(pieces)]
+        return [self.data_collator(examples[piece::pieces] or [untrained(examples[0])]) for piece in range(pieces)]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         generator, dataset = torch.Generator(), cast(Any, self.train_dataset)

@@ -5,6 +5,7 @@ python scripts/replay_batch.py outputs/run/bad_steps/rl/step_12 --rank 1
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("step", type=Path, help="a folder below <output_dir>/bad_steps")
     parser.add_argument("--rank", type=int, default=0, help="whose batches; each rank wrote its own")
     arguments = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on a CPU, wherever the run was
     with one_line_errors():
         from apr_train.replay import replay  # seconds of imports, which a wrong option need not wait for
 

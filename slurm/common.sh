@@ -40,14 +40,9 @@ read_arguments() {
   fi
 }
 
-# What a file holds, on one line; nothing where there is none.
-noted() {
-  if [[ -e $1 ]]; then tr -d '\n' <"$1"; fi
-}
-
 # One torchrun on each of the given nodes: train <comma-separated nodes> <arguments>. Ends the job.
 train() {
-  local nodes=$1 code=0 halved=$run/memory.json before
+  local nodes=$1 code=0 again=$run/start_again
   local -a names
   shift
   mapfile -t names < <(scontrol show hostnames "$nodes")
@@ -57,8 +52,7 @@ train() {
   APR_STOPPED=${TMPDIR:-/tmp}/apr-stopped-$SLURM_JOB_ID
   export APR_RENDEZVOUS APR_STOPPED APR_NODES=${#names[@]}
   local stopped=$APR_STOPPED.0
-  rm -f "$stopped"
-  before=$(noted "$halved")
+  rm -f "$stopped" "$again"
   echo "$(date --iso-8601=seconds) start ${SLURM_RESTART_COUNT:-0} of $run on $nodes"
   srun --nodes="$APR_NODES" --ntasks="$APR_NODES" --ntasks-per-node=1 --nodelist="$nodes" \
     --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
@@ -69,9 +63,9 @@ train() {
     rm -f "$stopped"
     requeue "told to stop and saved" "$reached"
   fi
-  # One of several ranks ran out of memory and wrote down how all are to cut their micro-batches from the next start on.
-  if ((code)) && [[ $(noted "$halved") != "$before" ]]; then
-    requeue "out of memory, cut finer from now on" "memory $(noted "$halved")"
+  # A rank ran out of memory and wrote down how all are to cut their micro-batches from the next start on.
+  if ((code)) && [[ -e $again ]]; then
+    requeue "ended to start again" "$(<"$again")"
   fi
   exit "$code"
 }

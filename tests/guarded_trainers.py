@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from trainers import TOKENS, make_trainer
-from transformers import TrainerCallback
+from transformers import SchedulerType, TrainerCallback
 
 from apr_train.checkpoint import Checkpoints
 from apr_train.compose import one_line_errors
@@ -33,7 +33,7 @@ def guarded(
 ) -> Any:
     """A trainer of five steps that is guarded and saved."""
     trainer = make_trainer(folder, packed=True, **{"micro_batches": 2} | options)
-    trainer.args.max_steps = steps
+    trainer.args.max_steps, trainer.args.lr_scheduler_type = steps, SchedulerType.LINEAR
     trainer.attach(Saver(Checkpoints(folder / "checkpoints"), TOKENS.tokenizer, StopFlag()))
     config = Config()
     config.rollout.max_response_tokens, config.algorithm.micro_batches = 500, 2
@@ -52,7 +52,7 @@ def weights(trainer: Any) -> Tensor:
 
 def states(trainer: Any) -> Tensor:
     found = trainer.optimizer.optimizer.state.values()
-    return torch.cat([value.flatten() for each in found for value in each.values()]).clone()
+    return torch.cat([torch.zeros(0), *(value.flatten() for each in found for value in each.values())])
 
 
 def break_at(trainer: Any, steps: tuple[int, ...], where: str) -> list[tuple[Tensor, Tensor]]:
@@ -96,6 +96,13 @@ def limit(model: nn.Module, tokens: int) -> list[int]:
     return passes
 
 
+def logged(trainer: Any) -> Tensor:
+    """(steps, 3): whether each step was skipped, its learning rate, the norm of its gradient; NaN where it has none."""
+    rows = [row for row in trainer.state.log_history if "optim/skipped" in row]
+    names = ("optim/skipped", "learning_rate", "grad_norm")
+    return torch.tensor([[row.get(name, math.nan) for name in names] for row in rows])
+
+
 def main() -> None:
     stage, file = None if sys.argv[1] == "none" else int(sys.argv[1]), Path(sys.argv[2])
     wrong, _, value = sys.argv[3].partition(":")
@@ -110,8 +117,7 @@ def main() -> None:
             limit(trainer.model, int(value))
         trainer.resume_training()
         weights = {name: tensor.clone() for name, tensor in full_weights(trainer.policy())}
-        skipped = [row["optim/skipped"] for row in trainer.state.log_history if "optim/skipped" in row]
-        torch.save(weights | {"skipped": torch.tensor(skipped)}, file.with_suffix(f".{world.process_index}"))
+        torch.save(weights | {"logged": logged(trainer)}, file.with_suffix(f".{world.process_index}"))
         leave_world(world)
 
 

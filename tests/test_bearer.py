@@ -79,6 +79,9 @@ def test_a_server_of_ours_listens_to_this_machine_unless_told_and_then_asks_for_
     assert alone[alone.index("--host") + 1] == "127.0.0.1" and alone.count("--middleware") == 1
     with pytest.raises(TokenError, match="VLLM_API_KEY"):
         command(host="10.0.0.1")
+    monkeypatch.setenv("VLLM_API_KEY", "guessed")
+    with pytest.raises(TokenError, match="16 characters or more"):
+        command(host="10.0.0.1")
     monkeypatch.setenv("VLLM_API_KEY", TOKEN)
     for words in (command(), command(host="10.0.0.1")):
         module, _, name = words[words.index("--middleware") + 1].rpartition(".")

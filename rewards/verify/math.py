@@ -100,7 +100,7 @@ class _Worker:
             self.stop()
             raise
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self, again: bool = True) -> "subprocess.Popen[bytes]":
         # -I: this folder holds a math.py that must not shadow the standard library's, and PYTHONPATH has no say in what
         # judges. -B: nothing is written. The environment is no copy of ours, which holds tokens. Own session: a Ctrl-C
         # at the terminal is for the trainer, which still needs verdicts while it finishes the step.
@@ -117,6 +117,9 @@ class _Worker:
         try:
             ready = self._read(self._process, START_S)
         except (TimeoutError, _WorkerDied) as error:
+            self.stop()
+            if again and isinstance(error, _WorkerDied):
+                return self._start(again=False)
             raise MathVerifierError(f"math-verify did not start ({error!r}): run {script} by hand") from error
         if ready != {"ready": True}:
             raise MathVerifierError(f"math-verify did not start: {ready['reason']}")

@@ -10,6 +10,8 @@ from rollout.errors import UserError
 
 VARIABLE = "VLLM_API_KEY"
 """vLLM's server reads the same one. The environment, because a command line is shown by `ps` and kept by shells."""
+LEAST = 16
+"""Characters of a token that other machines can try; the Slurm script makes 43."""
 OPEN_ROUTES = ("/health",)
 """Answer without a token: says that the server is up and nothing else."""
 

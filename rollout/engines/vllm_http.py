@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from rollout.engine import Completion, EngineDied, EngineError, Prompt, Sampling, causal_ids
-from rollout.engines.bearer import VARIABLE, EveryRoute, TokenError, is_loopback, token_of
+from rollout.engines.bearer import LEAST, VARIABLE, EveryRoute, TokenError, is_loopback, token_of
 from rollout.engines.boot import NamedBoot
 from rollout.engines.calls import Seeds, check_call, check_stock, together
 from rollout.engines.http_answers import read_completion, read_missing, read_models, read_success
@@ -46,8 +46,11 @@ def server_command(
     """
     check_stock(model_path, "vLLM")
     token = token_of()
-    if token is None and not is_loopback(host):
-        raise TokenError(f"other machines reach {host}: set {VARIABLE} to a token, here and where you train")
+    if len(token or "") < LEAST and not is_loopback(host):
+        raise TokenError(
+            f"other machines reach {host}: set {VARIABLE} to a token of {LEAST} characters or more, here and where you "
+            "train"
+        )
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path)]
     command += ["--host", host, "--port", str(port), "--dtype", dtype, "--max-model-len", str(max_context)]
     command += ["--skip-tokenizer-init", "--logprobs-mode", "processed_logprobs"]
