@@ -1,12 +1,15 @@
 """Wrong answers of a vLLM server, given by a small one that answers what it is told to."""
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from bad_inputs import Case
+
+from rollout.engines.boot import HEADER
 
 SERVER = "Answers of a server (rollout=vllm_http)"
 MODELS = (200, json.dumps({"data": [{"id": "policy", "max_model_len": 64}]}))
@@ -24,6 +27,7 @@ def server(*answers: tuple[int, str], kind: str = "application/json") -> Iterato
             status, text = left.pop(0) if len(left) > 1 else left[0]
             self.send_response(status)
             self.send_header("content-type", kind)
+            self.send_header(HEADER, "one start")
             if status // 100 == 3:
                 self.send_header("location", "http://127.0.0.1:1/v1/models")
             self.send_header("content-length", str(len(text.encode())))
@@ -69,6 +73,12 @@ def nobody() -> None:
     with server(MODELS) as url:
         pass
     VllmHttpEngine(url, max_context=64)
+
+
+def unusable(page: str, why: str) -> str:
+    """The line for an answer that no vLLM server gives."""
+    url = f"http://127.0.0.1:8000/v1/{page}"
+    return f"{url} gave an answer that cannot be used ({why}): is it a vLLM server? See its log"
 
 
 HTML = "<html>\n<h1>Not Found</h1>\n</html>"
@@ -146,7 +156,56 @@ CASES = [
         "aborted",
         SERVER,
         "a call that the server gave up",
-        "http://127.0.0.1:8000/v1 ended a call with 'abort': see the server's log",
+        "http://127.0.0.1:8000/v1/completions ended a call with 'abort': see the server's log",
         answers(MODELS, sampled(0.0, "abort")),
+    ),
+    Case(
+        "no json",
+        SERVER,
+        "a page of HTML as if all were well",
+        unusable("models", "18 bytes that are no JSON"),
+        answers((200, "<html>busy</html>\n")),
+    ),
+    Case(
+        "no list",
+        SERVER,
+        "an object without models",
+        unusable("models", "data is missing"),
+        answers((200, "{}")),
+    ),
+    Case(
+        "nothing served",
+        SERVER,
+        "no model",
+        unusable("models", "no model with an id and a max_model_len"),
+        answers((200, '{"data": []}')),
+    ),
+    Case(
+        "no choices",
+        SERVER,
+        "no completion",
+        unusable("completions", "choices is empty"),
+        answers(MODELS, (200, '{"choices": []}')),
+    ),
+    Case(
+        "no ids",
+        SERVER,
+        "text where ids are due",
+        unusable("completions", "token_ids is missing"),
+        answers(MODELS, (200, sampled(0.0)[1].replace("token_ids", "text"))),
+    ),
+    Case(
+        "no number",
+        SERVER,
+        "a log-prob that is none",
+        unusable("completions", "token_logprobs holds what is no log-probability"),
+        answers(MODELS, sampled(math.nan)),
+    ),
+    Case(
+        "two for one",
+        SERVER,
+        "more tokens than were asked for",
+        unusable("completions", "2 ids and 2 log-probs where 1 to 1 were due"),
+        answers(MODELS, (200, sampled(0.0)[1].replace("[0]", "[0, 0]").replace("[0.0]", "[0.0, 0.0]"))),
     ),
 ]

@@ -476,7 +476,8 @@ def test_what_one_rank_found_while_training_is_told_by_that_rank(
     assert capsys.readouterr().err == ""  # what every rank finds is told by the first
 
 
-@pytest.mark.parametrize("script", ["train", "self_train"])
+@pytest.mark.parametrize("script", ["train", "self_train", "evaluate"])
 def test_what_a_script_runs_after_the_checks_is_told_by_every_rank(script: str) -> None:
     text = (ROOT / f"scripts/{script}.py").read_text()
-    assert re.search(r"with compose\.one_line_errors\(every_rank=True\):\n +(summary = self_train|run)\(config\)", text)
+    told = r"with compose\.one_line_errors\(every_rank=True, folder=config\.output_dir\):\n"
+    assert re.search(told + r" +(summary = (self_train|evaluate_model)|run)\(config\)", text)

@@ -15,6 +15,7 @@ from vectors import COUNT, by_hand, call_logps, numbered, path, tables, with_vec
 
 from apr_train.dag_packing import pack_calls, pack_views
 from apr_train.fidelity import packed_logps
+from apr_train.revival import Revival
 from apr_train.sft import collate_tries, trajectory_rows
 from rollout.engine import EngineError
 from rollout.engines import thread_vectors
@@ -140,6 +141,7 @@ def numbered_trainer(folder: Path) -> Any:
     """A GRPO trainer of a model with vectors."""
     trainer = make_trainer(folder, packed=True, model=with_vectors(tiny_model("tree")))
     trainer.rollouts = replace(trainer.rollouts, sampler=NumberedSampler(7, 0.4))
+    trainer.revival = Revival(trainer.rollouts)
     return trainer
 
 
