@@ -76,15 +76,20 @@ def one_line_errors(*, every_rank: bool = False, folder: str | None = None) -> I
 
 
 def _leave(error: RankLost, folder: str | None) -> NoReturn:
-    """One line on stderr, what torch said in a file, and the end: at the interpreter's own one, threads of torch wait
-    for the lost rank, or abort the process."""
-    file = Path(folder or ".") / f"error-rank{rank()}.log"
-    print(f"error: rank {rank()}: {one_line(error)}; torch's traceback: {file}", file=sys.stderr, flush=True)
-    told = "".join(traceback.format_exception(error.__cause__ or error))
+    """One line on stderr, what torch said in a file of the folder (below the line where there is none), and the end:
+    at the interpreter's own one, threads of torch wait for the lost rank, or abort the process."""
+    line, told = (
+        f"error: rank {rank()}: {one_line(error)}",
+        "".join(traceback.format_exception(error.__cause__ or error)),
+    )
     try:
+        if folder is None:
+            raise FileNotFoundError
+        file = Path(folder) / f"error-rank{rank()}.log"
         file.write_text(told)
+        print(f"{line}; torch's traceback: {file}", file=sys.stderr, flush=True)
     except OSError:
-        print(told, file=sys.stderr, flush=True)
+        print(f"{line}\n{told}", file=sys.stderr, flush=True)
     kill_children()
     os._exit(2)
 
