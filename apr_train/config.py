@@ -326,6 +326,8 @@ class EvalConfig:
     problems: int = 500
     """Held-out problems, one sample each; 0 skips it."""
     temperature: float = 1.0
+    batch_problems: int = 0
+    """How many at once, on all ranks; what a batch found is kept when the run is stopped or killed. 0: all."""
 
 
 @dataclass

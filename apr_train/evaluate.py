@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from apr_train.checkpoint import replace_text
 from apr_train.rollouts import Rollouts
 from apr_train.tasks.base import Problem
 
@@ -114,8 +115,8 @@ def _interval(samples: np.ndarray) -> list[float]:
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """JSON lines, one per record."""
-    path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
+    """JSON lines, one per record; whole or not at all."""
+    replace_text(path, "".join(json.dumps(asdict(record)) + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[Record]:

@@ -77,6 +77,8 @@ def forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for file in (*folder.glob("rollouts-rank*.jsonl"), *folder.glob("error-rank*.log")):
         file.unlink()
+    for file in folder.glob("**/heldout.part.jsonl"):
+        file.unlink()
     for old in (folder / "checkpoints", folder / "bad_steps", *folder.glob("round*")):
         if old.exists():
             shutil.rmtree(old)

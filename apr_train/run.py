@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import AutoTokenizer, PreTrainedModel
 
 from apr_train import lora
@@ -23,7 +23,7 @@ from apr_train.arguments import grpo_arguments
 from apr_train.checkpoint import Checkpoints, write_json
 from apr_train.config import Config
 from apr_train.deadlines import Deadlines
-from apr_train.evaluate import Record, evaluate, summarise, write_records
+from apr_train.evaluate import Record, evaluate, read_records, summarise, write_records
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer, OnRollouts
 from apr_train.guard import GapGate
 from apr_train.guarded import Guard
@@ -51,6 +51,8 @@ from rollout.engines import thread_vectors
 from rollout.orchestrator import mix
 from rollout.tokens import Tokens
 
+HELDOUT_NOTES = "heldout.part.jsonl"
+"""Records of an evaluation that is not over."""
 EVALUATION = 2**32
 """Where a training seed has its step, the seed of an evaluation has this."""
 
@@ -294,20 +296,35 @@ def _rollout_writer(parts: Parts) -> OnRollouts:
     return write
 
 
-def evaluate_folder(parts: Parts, folder: Path) -> dict[str, Any]:
-    """Samples the held-out problems with the weights in `folder`, each rank its share; writes records."""
-    if not parts.problems.heldout:
+def evaluate_folder(parts: Parts, folder: Path, into: Path | None = None) -> dict[str, Any]:
+    """Samples the held-out problems with the weights in `folder`, batch after batch, each rank its share of each, and
+    writes records into `into` (or `folder`). A start after a stop goes on with the first batch not noted there.
+    """
+    problems, world, settings = parts.problems.heldout, parts.world, parts.config.eval
+    notes = (into or folder) / HELDOUT_NOTES
+    found, revival, seed = _noted_records(parts, notes), Revival(parts.rollouts), mix(parts.config.seed, EVALUATION)
+    while len(found) < len(problems):
+        batch = problems[len(found) : len(found) + (settings.batch_problems or len(problems))]
+        share = -(-len(batch) // world.num_processes)
+        mine = batch[world.process_index * share : (world.process_index + 1) * share]
+        first = len(found) + world.process_index * share
+        records = revival.run(
+            lambda: saved_weights(folder),  # also empties the caches, which show in the last digits of a log-prob
+            lambda mine=mine, first=first: evaluate(parts.rollouts, mine, settings.temperature, seed, first),
+        )
+        found += gather_object(records)
+        if world.is_main_process:
+            write_records(notes, found)
+    if not problems:
         return {}
-    world = parts.world
-    share = -(-len(parts.problems.heldout) // world.num_processes)
-    first = world.process_index * share
-    mine = parts.problems.heldout[first : first + share]
-    seed = mix(parts.config.seed, EVALUATION)
-    temperature = parts.config.eval.temperature
-    records = Revival(parts.rollouts).run(
-        lambda: saved_weights(folder), lambda: evaluate(parts.rollouts, mine, temperature, seed, first)
-    )
-    everyone: list[Record] = gather_object(records)
     if world.is_main_process:
-        write_records(folder / "heldout.jsonl", everyone)
-    return summarise(everyone)
+        notes.replace(notes.with_name("heldout.jsonl"))
+    return summarise(found)
+
+
+def _noted_records(parts: Parts, notes: Path) -> list[Record]:
+    """What an earlier start evaluated; the same on all ranks. Collective."""
+    here = read_records(notes) if parts.world.is_main_process and notes.exists() else []
+    told: list[Any] = [here]
+    broadcast_object_list(told)
+    return told[0]

@@ -43,7 +43,7 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("deadline.engine_start", "deadline.rollout", "deadline.verify", "deadline.sync", "deadline.update"),
         *("deadline.collective", "cluster.gpus_per_node", "guard.halvings", "rollout.engine_restarts"),
-        *("logger.rollouts_every", "eval.problems", "eval.temperature"),
+        *("logger.rollouts_every", "eval.problems", "eval.temperature", "eval.batch_problems"),
     ),
     1: (
         *("model.hidden_size", "model.layers", "model.heads", "model.kv_heads", "model.head_dim"),
