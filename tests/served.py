@@ -12,7 +12,7 @@ from typing import Any
 
 from dying_engines import PARALLEL, tokens_of
 
-from rollout.engines.boot import HEADER
+from rollout.engines.boot import END, HEADER
 
 SIZE = len(PARALLEL.tokenizer)
 
@@ -20,7 +20,8 @@ SIZE = len(PARALLEL.tokenizer)
 class Served:
     """On one port for all its lives. `at[n]` is done to the answer of the n-th call of a life, of all that ever were.
 
-    died: the server is gone, and back when it is asked for its health. hang: no answer. Anything else: the body.
+    died: the server is gone, and back when it is asked for its health. hang: no answer. stuck: no answer to any call
+    until the server is told to end and starts again. Anything else: the body.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Served:
     ) -> None:
         self.at, self.hang, self.named = at or {}, hang, named
         self.calls = self.lives = 0
-        self.dead, self.weights = False, "start"
+        self.dead, self.stuck, self.weights = False, False, "start"
         self.loaded: list[str] = []
         self.lock = threading.Lock()
         served = self
@@ -54,6 +55,7 @@ class Served:
     def restart(self) -> None:
         """Another start of the server, with the weights of its folder."""
         self.lives, self.dead, self.weights = self.lives + 1, False, "start"
+        self.stuck = False
 
     def answer(self, handler: Any, asked: dict[str, Any]) -> None:
         path = handler.path
@@ -65,6 +67,9 @@ class Served:
             return None
         if path == "/health":
             return self.send(handler, b"")
+        if path == END:
+            self.dead = True
+            return self.answer(handler, asked)
         if path == "/v1/models":
             return self.send(handler, {"data": [{"id": "m", "max_model_len": 1000}]})
         if path == "/collective_rpc":
@@ -76,6 +81,8 @@ class Served:
         return self.complete(handler, asked)
 
     def complete(self, handler: Any, asked: dict[str, Any]) -> None:
+        if self.stuck:
+            time.sleep(self.hang)
         if asked.get("allowed_token_ids"):
             return self.send(handler, completion((0,), (0.0,), "length"))
         with self.lock:
@@ -90,7 +97,9 @@ class Served:
             self.restart()
             done = tokens_of(asked["prompt"], asked | {"stop_ids": asked["stop_token_ids"]}, self.weights, SIZE)
             return self.send(handler, completion(done.ids, done.logprobs, done.finish))
-        if what == "hang":
+        if what == "stuck":
+            self.stuck = True
+        if what in ("hang", "stuck"):
             time.sleep(self.hang)
         return self.send(handler, what(answer) if callable(what) else answer)
 

@@ -1,6 +1,7 @@
 """The sampler's token: on every request of ours, asked for on every route of the server, and never told to others."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import MutableMapping
 from typing import Any
@@ -14,6 +15,7 @@ from apr_train.compose import load
 from apr_train.config import ConfigError
 from rollout.engine import EngineError, Sampling
 from rollout.engines.bearer import EveryRoute, TokenError, is_loopback, token_of
+from rollout.engines.boot import END, Endable, NamedBoot
 from rollout.engines.vllm_http import VllmHttpEngine, server_command
 
 TOKEN = "canary-token-of-the-test"
@@ -76,7 +78,7 @@ def test_a_server_of_ours_listens_to_this_machine_unless_told_and_then_asks_for_
         return server_command(tmp_path / "model", max_context=64, dtype="float32", port=8000, **host)
 
     alone = command()
-    assert alone[alone.index("--host") + 1] == "127.0.0.1" and alone.count("--middleware") == 1
+    assert alone[alone.index("--host") + 1] == "127.0.0.1" and alone.count("--middleware") == 2
     with pytest.raises(TokenError, match="VLLM_API_KEY"):
         command(host="10.0.0.1")
     monkeypatch.setenv("VLLM_API_KEY", "guessed")
@@ -84,8 +86,9 @@ def test_a_server_of_ours_listens_to_this_machine_unless_told_and_then_asks_for_
         command(host="10.0.0.1")
     monkeypatch.setenv("VLLM_API_KEY", TOKEN)
     for words in (command(), command(host="10.0.0.1")):
-        module, _, name = words[words.index("--middleware") + 1].rpartition(".")
-        assert getattr(sys.modules[module], name) is EveryRoute
+        layers = [words[at + 1].rpartition(".") for at, word in enumerate(words) if word == "--middleware"]
+        found = [getattr(sys.modules[module], name) for module, _, name in layers]
+        assert found == [Endable, EveryRoute, NamedBoot]  # the last one sees a request first
         assert TOKEN not in " ".join(words)  # `ps` shows command lines
 
 
@@ -106,7 +109,7 @@ def statuses(kind: str, path: str, *headers: tuple[bytes, bytes], method: str = 
         return {}
 
     scope = {"type": kind, "path": path, "method": method, "headers": list(headers)}
-    asyncio.run(EveryRoute(app)(scope, receive, send))  # pyright: ignore[reportArgumentType]
+    asyncio.run(EveryRoute(Endable(app))(scope, receive, send))  # pyright: ignore[reportArgumentType]
     return [message.get("status", message.get("code")) for message in sent if message["type"] != "http.response.body"]
 
 
@@ -123,6 +126,16 @@ def test_no_route_answers_without_the_token(monkeypatch: pytest.MonkeyPatch, pat
     assert statuses("http", path, GOOD, GOOD) == [401]
     assert statuses("websocket", path) == [1008]
     assert statuses("http", path, GOOD) == [200]
+
+
+def test_the_server_ends_for_those_alone_who_have_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setenv("VLLM_API_KEY", TOKEN)
+    monkeypatch.setattr("rollout.engines.boot.os.kill", lambda process, number: ended.append(number))
+    assert statuses("http", END) == [401] and statuses("http", END, GOOD, method="GET") == [200]
+    assert statuses("http", "/v1/models", GOOD) == [200] and not ended
+    statuses("http", END, GOOD)
+    assert ended == [signal.SIGKILL]
 
 
 def test_only_health_is_open_and_a_server_without_a_token_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

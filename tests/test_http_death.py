@@ -63,12 +63,12 @@ def sampled(engine: VllmHttpEngine, **options: Any) -> list[Any]:
     return [each.trajectory for each in found]
 
 
-@pytest.mark.parametrize("what", ["died", "restarted", "hang"])
+@pytest.mark.parametrize("what", ["died", "restarted", "hang", "stuck"])
 def test_a_server_that_dies_or_is_restarted_unnoticed_samples_the_same_tokens(tmp_path: Path, what: str) -> None:
     calm = Served()
     expected = sampled(engine_of(calm, tmp_path))
     shaken = Served({9: what, calm.calls: what}, hang=4.0)
-    engine = engine_of(shaken, tmp_path, timeout_seconds=2.0 if what == "hang" else 30.0)
+    engine = engine_of(shaken, tmp_path, timeout_seconds=2.0 if what in ("hang", "stuck") else 30.0)
     assert sampled(engine, restarts=9) == expected  # start weights would sample others
     assert len(shaken.loaded) >= 2 and set(shaken.loaded) == set(calm.loaded)
     assert engine.policy_version == 1 and not list(tmp_path.glob("*.safetensors"))

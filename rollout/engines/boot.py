@@ -1,10 +1,14 @@
-"""Which start of a server answers: a random name in every answer, so that one that was restarted is noticed."""
+"""Which start of a server answers, by a random name in every answer; and the end of one that serves no call."""
 
+import os
 import secrets
+import signal
 
 from rollout.engines.bearer import App, Message, Receive, Send
 
 HEADER = "x-apr-boot"
+END = "/apr/end"
+"""Ends the server. Behind the token, as all that changes what is served."""
 
 
 class NamedBoot:
@@ -23,3 +27,19 @@ class NamedBoot:
             await send(message)
 
         await self._app(scope, receive, named)
+
+
+class Endable:
+    """ASGI middleware that ends the server on POST END: whoever supervises it starts it again.
+
+    An engine can hang behind a server that says that it is well. Only the client knows: nothing else is asked of the
+    server when it looks, and one token does not come.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if (scope["type"], scope.get("method"), scope.get("path")) == ("http", "POST", END):
+            os.kill(os.getpid(), signal.SIGKILL)  # what hangs would also hang an orderly end
+        await self._app(scope, receive, send)

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +14,15 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 
 from rollout.engine import Completion, EngineDied, EngineError, Prompt, Sampling, causal_ids
 from rollout.engines.bearer import LEAST, VARIABLE, EveryRoute, TokenError, is_loopback, token_of
-from rollout.engines.boot import NamedBoot
+from rollout.engines.boot import END, Endable, NamedBoot
 from rollout.engines.calls import Seeds, check_call, check_stock, together
 from rollout.engines.http_answers import read_completion, read_missing, read_models, read_success
 from rollout.engines.http_server import HttpServer
 
 Result = TypeVar("Result")
 
+_CHECK_SECONDS = 60.0
+"""For one token of an idle server, after which it hangs."""
 _HEALTH_SECONDS = 10.0
 """A server that lives says so at once."""
 _CACHE_TRIES, _CACHE_PAUSE = 40, 0.25
@@ -56,7 +59,7 @@ def server_command(
     command += ["--skip-tokenizer-init", "--logprobs-mode", "processed_logprobs"]
     command += ["--worker-extension-cls", "rollout.engines.vllm_worker.WeightLoader"]
     # vLLM's own check of the token leaves out the routes that load weights. The last one answers first.
-    for layer in (*([EveryRoute] if token is not None else []), NamedBoot):
+    for layer in (Endable, *([EveryRoute] if token is not None else []), NamedBoot):
         command += ["--middleware", f"{layer.__module__}.{layer.__qualname__}"]
     if cpu_kv_cache_gib is not None:  # the rest for the reasons given in vllm_inprocess
         command += ["--kv-cache-memory-bytes", str(int(cpu_kv_cache_gib * (1 << 30)))]
@@ -189,7 +192,8 @@ class VllmHttpEngine:
         raise EngineError(f"{self.url} kept its prefix cache, which would mix old and new weights: calls in flight?")
 
     async def _find_again(self, seconds: float) -> None:
-        health = f"{self.url.removesuffix('/v1')}/health"
+        root = self.url.removesuffix("/v1")
+        health = f"{root}/health"
         self._server.boot = None
         try:
             async with asyncio.timeout(min(seconds, _HEALTH_SECONDS)):
@@ -197,10 +201,14 @@ class VllmHttpEngine:
         except TimeoutError as error:
             raise EngineDied(f"{health} does not answer: is the server stuck?") from error
         try:
-            async with asyncio.timeout(None if seconds == math.inf else seconds):
+            async with asyncio.timeout(min(seconds, _CHECK_SECONDS)):
                 await self._check_server(self.model)
-        except TimeoutError as error:
-            raise EngineDied(f"{self.url} says that it is well and serves no call: restart it") from error
+        except (TimeoutError, EngineDied) as error:
+            if isinstance(error, EngineDied) and not isinstance(error.__cause__, TimeoutError):
+                raise
+            with suppress(EngineDied):  # it ends instead of answering
+                await self._server.ask("POST", f"{root}{END}")
+            raise EngineDied(f"{self.url} says that it is well and serves no call: it was told to end") from error
 
     async def _check_server(self, model: str | None) -> None:
         url = f"{self.url}/models"
