@@ -1,5 +1,6 @@
 """An engine that remembers what it has answered, so that after its death only the other calls are asked again."""
 
+from array import array
 from collections.abc import Generator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -51,6 +52,11 @@ class _Remembering:
 
 def _named(prompt: Prompt, sampling: Sampling, thread: tuple[int, ...]) -> bytes:
     """A digest: contexts are long, and a rollout has thousands. What a race cuts is cut again by what asks."""
-    seen = (prompt.pieces, prompt.sees, prompt.starts, prompt.threads) if isinstance(prompt, View) else tuple(prompt)
     how = (sampling.max_tokens, sampling.stop_ids, sampling.temperature, sampling.seed, sampling.banned_ids)
-    return blake2b(repr((seen, how, thread)).encode(), digest_size=16).digest()
+    if isinstance(prompt, View):
+        seen = repr((prompt.pieces, prompt.sees, prompt.starts, prompt.threads)).encode()
+    else:
+        seen = array("q", prompt).tobytes()  # a fifth of the time that text takes
+    digest = blake2b(repr((isinstance(prompt, View), how, thread)).encode(), digest_size=16)
+    digest.update(seen)
+    return digest.digest()
