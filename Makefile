@@ -13,10 +13,10 @@ export OMP_NUM_THREADS ?= 1
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## make the environment (EXTRA=gpu, VENV=folder); instant when nothing changed
+setup: ## make the environment (EXTRA=gpu, VENV=folder)
 	@scripts/setup.sh "$(EXTRA)" "$(VENV)"
 
-doctor: setup ## what this machine lacks for an experiment (ARGS=experiment=... or --quick)
+doctor: setup ## what this machine lacks (ARGS=experiment=... or --quick)
 	@$(PYTHON) scripts/doctor.py $(ARGS)
 
 quickstart: setup ## train on this CPU and print the result table
@@ -28,13 +28,13 @@ test: lint typecheck ## style, types and every test that is not slow
 test-slow: setup ## the slow tests: real engines, several processes
 	@$(PYTHON) -m pytest -m slow --ignore tests/slurm --ignore tests/nodes $(ARGS)
 
-test-slurm: setup ## the sbatch scripts under a real Slurm on this machine, installed by apt where missing; as root
+test-slurm: setup ## the sbatch scripts under a real Slurm; as root
 	@export PATH="$$PATH:/usr/sbin"; for program in munged slurmctld slurmd sbatch; do \
 	  command -v $$program > /dev/null || { apt-get update && apt-get install --yes slurm-wlm munge && break; } || exit 1; \
 	done
 	@$(PYTHON) -m pytest tests/slurm $(ARGS)
 
-test-nodes: setup ## two nodes in network namespaces, of which one is lost; needs ip, installed by apt where missing; as root
+test-nodes: setup ## lose one of two nodes in network namespaces; as root
 	@export PATH="$$PATH:/usr/sbin"; \
 	command -v ip > /dev/null || { apt-get update && apt-get install --yes iproute2; } || exit 1; \
 	$(PYTHON) -m pytest -s tests/nodes $(ARGS)
@@ -42,10 +42,10 @@ test-nodes: setup ## two nodes in network namespaces, of which one is lost; need
 test-resume: setup ## interrupted runs, one and two ranks, every ZeRO stage; long
 	@$(PYTHON) -m pytest -m slow tests/test_resume.py $(ARGS)
 
-test-chaos: setup ## runs whose engine, verifier, rank, disk or checkpoint is lost, five times each; prints the seconds
+test-chaos: setup ## lose engine, verifier, rank, disk, checkpoint in whole runs
 	@$(PYTHON) -m pytest -m slow -s tests/test_chaos.py tests/test_chaos_engine.py $(ARGS)
 
-test-soak: setup ## 200 steps of the quick start on two ranks, killed now and then: slopes of memory and handles
+test-soak: setup ## 200 steps on two ranks with kills: memory, open handles
 	@$(PYTHON) tests/soak.py $(ARGS)
 
 lint: setup ## ruff: rules and formatting
@@ -55,12 +55,12 @@ lint: setup ## ruff: rules and formatting
 typecheck: setup ## types: strict for rollout/ and rewards/
 	@$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 
-bench: setup ## packing, rollout and scoring benchmarks; the last line of each is JSON
+bench: setup ## packing, rollout and scoring; last lines are JSON
 	@$(PYTHON) scripts/bench_packing.py
 	@$(PYTHON) scripts/bench_rollout.py
 	@$(PYTHON) scripts/bench_scoring.py
 
-pins: setup ## compile requirements/{cpu,gpu}.txt from pyproject.toml (ARGS=--upgrade takes newer versions)
+pins: setup ## compile requirements/*.txt (ARGS=--upgrade: newer versions)
 	@scripts/pins.sh "$(VENV)" $(ARGS)
 
 clean: ## remove caches; the environment and outputs/ stay
