@@ -1,5 +1,6 @@
-"""A run that only evaluates: one model folder, the held-out problems, batch after batch, each noted when it is done."""
+"""A run that only evaluates: one model folder, the held-out problems, in batches that are noted when they are done."""
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from apr_train.problems import draw_problems
 from apr_train.progress import Progress, claim, noted_stop
 from apr_train.run import evaluate_folder, leave_world, open_parts, start_world
 from apr_train.tasks import make_task
+from apr_train.weight_sync import fingerprint
 
 
 def check(config: Config) -> None:
@@ -35,9 +37,13 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     task, flag = make_task(config.data.task, config.data.options), StopFlag()
     flag.listen()
     problems = draw_problems(config, task)
-    claim(config, world, folder, [problems.heldout])
+    judged = Path(str(config.model.path))
+    more = {"kind": "an evaluation", "weights": fingerprint(judged) if judged.is_dir() else "of the hub"}
+    claim(config, world, folder, [problems.heldout], more=more)
     progress = Progress.load(folder, world)
     if "heldout" in progress.parts:
+        if world.is_main_process:
+            print(f"{folder} holds this evaluation, finished: resume=never does it again", file=sys.stderr)
         return read_json(folder / "summary.json")
     with open_parts(config, world, folder, task, problems, flag) as parts, noted_stop(folder, world):
         heldout = evaluate_folder(parts, folder / "start", folder)

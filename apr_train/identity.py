@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apr_train.checkpoint import read_json, write_json
+from apr_train.checkpoint import CheckpointError, read_json, write_json
 from apr_train.config import Config, ConfigError
 from apr_train.tasks.base import Problem
 
@@ -67,22 +67,36 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], *, writes: bool, force
         write_json(file, noted)
 
 
-def forget(folder: Path) -> None:
+def forget(folder: Path, kind: str | None = None) -> None:
     """Removes what a start would go on from; weights and plots of the old run stay until they are written again.
 
-    The identity goes last: a kill in between leaves a folder that is still the old run's.
+    The identity goes last: a kill in between leaves a folder that is still the old run's. Raises ConfigError for a run
+    of another kind: an evaluation does not take the place of what it judges.
     """
+    if (theirs := _kind(folder, kind)) != kind:
+        raise ConfigError(
+            f"{folder} holds {theirs or 'training'} and not {kind or 'training'}, which resume=never would remove: "
+            "take another name="
+        )
     own = ("progress.json", "metrics.jsonl", "wandb_id", "summary.json", "requeues", "memory.json", "start_again")
     for name in own:
         (folder / name).unlink(missing_ok=True)
     for file in (*folder.glob("rollouts-rank*.jsonl"), *folder.glob("error-rank*.log")):
         file.unlink()
-    for file in folder.glob("**/heldout.part.jsonl"):
+    for file in (*folder.glob("heldout.part.jsonl"), *folder.glob("*/heldout.part.jsonl")):
         file.unlink()
     for old in (folder / "checkpoints", folder / "bad_steps", *folder.glob("round*")):
         if old.exists():
             shutil.rmtree(old)
     (folder / IDENTITY).unlink(missing_ok=True)
+
+
+def _kind(folder: Path, ours: str | None) -> str | None:
+    """Of the run that a folder holds; ours where it holds none, or none that can be read any more."""
+    try:
+        return read_json(folder / IDENTITY).get("kind") if (folder / IDENTITY).exists() else ours
+    except CheckpointError:
+        return ours
 
 
 def fingerprint(problems: Iterable[Sequence[Problem]]) -> str:

@@ -5,6 +5,7 @@
 The sum is computed anew from W each time and W is never written to: adding and subtracting would drift.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -170,6 +171,14 @@ def check_adapter(model: Any, checkpoint: Path) -> None:
             f"{checkpoint} has an adapter of another shape ({odd[0][0]}): set model.lora as it was, or start anew with "
             "resume=never"
         )
+    settings, before = _settings(model), read_json(folder / "adapter_config.json")
+    for name in ("lora_alpha", "trainable_token_indices"):
+        was, now = before.get(name), json.loads(json.dumps(getattr(settings, name)))
+        if was != now:
+            raise CheckpointError(
+                f"{checkpoint} has an adapter whose {name} is {str(was)[:60]} and not {str(now)[:60]}: set "
+                "model.lora and the dialect as they were, or start anew with resume=never"
+            )
 
 
 def load_adapter(model: nn.Module, checkpoint: Path) -> None:

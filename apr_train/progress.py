@@ -1,7 +1,7 @@
 """Whose folder it is and how far its run came: claimed at the start, noted after each part, read by the next start."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from apr_train.rollouts import Sampler
 from apr_train.tasks.base import Problem
 
 PROGRESS = "progress.json"
+HELDOUT_NOTES = "heldout.part.jsonl"
+"""Records of an evaluation that is not over."""
 STOPPED = "APR_STOPPED"
 """Names, in the environment, the file that says to the launcher of this node that the run saved because it was told to
 stop: torchrun's exit code is 1 whatever its ranks' was."""
@@ -29,16 +31,18 @@ def claim(
     folder: Path,
     problems: Sequence[Sequence[Problem]],
     free: Sequence[str] = FREE,
+    more: Mapping[str, str] | None = None,
 ) -> None:
-    """Makes the folder this run's, or refuses what another run left there. ConfigError names what differs."""
+    """Makes the folder this run's, or refuses what another run left there; `more` is what settings do not say of it.
+    ConfigError names what differs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output_dir={folder} cannot be made ({error.strerror}): name another folder") from error
     with world.main_process_first():
+        ours = identity_of(config, problems, world.num_processes, free) | dict(more or {})
         if config.resume == "never" and world.is_main_process:
-            forget(folder)
-        ours = identity_of(config, problems, world.num_processes, free)
+            forget(folder, ours.get("kind"))
         check_same_run(folder, ours, writes=world.is_main_process, force=config.resume == "force")
 
 
@@ -99,4 +103,11 @@ def reached(folder: Path) -> str:
     saved = [
         f"{file.parent.name}/{file.read_text().strip()}" for file in sorted(folder.glob(f"checkpoints/*/{LATEST}"))
     ]
-    return " ".join([*done, *(each for each in saved if each.partition("/")[0] not in done)]) or "nothing"
+    counted = [f"{file.parent.name}/{_lines(file)}" for file in sorted(folder.glob(f"**/{HELDOUT_NOTES}"))]
+    rounds = [f"{file.parent.name}/{read_json(file).get('batches')}" for file in sorted(folder.glob("round*/*.json"))]
+    begun = [each for each in saved if each.partition("/")[0] not in done]
+    return " ".join([*done, *begun, *rounds, *counted]) or "nothing"
+
+
+def _lines(file: Path) -> int:
+    return len(file.read_text().splitlines())

@@ -33,7 +33,7 @@ from apr_train.masks import Masks, masks_of
 from apr_train.memory import Pieces
 from apr_train.model import prepare_model_folder
 from apr_train.problems import Problems, check_prompts, draw_problems
-from apr_train.progress import Progress, claim, noted_stop
+from apr_train.progress import HELDOUT_NOTES, Progress, claim, noted_stop
 from apr_train.revival import Revival
 from apr_train.rollouts import Rollouts, budget_of, strategy_of
 from apr_train.sampler import make_sampler
@@ -51,8 +51,6 @@ from rollout.engines import thread_vectors
 from rollout.orchestrator import mix
 from rollout.tokens import Tokens
 
-HELDOUT_NOTES = "heldout.part.jsonl"
-"""Records of an evaluation that is not over."""
 EVALUATION = 2**32
 """Where a training seed has its step, the seed of an evaluation has this."""
 
@@ -301,7 +299,7 @@ def evaluate_folder(parts: Parts, folder: Path, into: Path | None = None) -> dic
     writes records into `into` (or `folder`). A start after a stop goes on with the first batch not noted there.
     """
     problems, world, settings = parts.problems.heldout, parts.world, parts.config.eval
-    notes = (into or folder) / HELDOUT_NOTES
+    notes, version = (into or folder) / HELDOUT_NOTES, parts.rollouts.sampler.policy_version
     found, revival, seed = _noted_records(parts, notes), Revival(parts.rollouts), mix(parts.config.seed, EVALUATION)
     while len(found) < len(problems):
         batch = problems[len(found) : len(found) + (settings.batch_problems or len(problems))]
@@ -317,6 +315,7 @@ def evaluate_folder(parts: Parts, folder: Path, into: Path | None = None) -> dic
             write_records(notes, found)
     if not problems:
         return {}
+    parts.rollouts.sampler.policy_version = version + 1  # however many batches and starts it took
     if world.is_main_process:
         notes.replace(notes.with_name("heldout.jsonl"))
     return summarise(found)

@@ -91,7 +91,8 @@ class Supervisor:
 
     def _is_well(self) -> bool:
         try:
-            return httpx.get(self.health, timeout=max(1.0, self.hang_seconds / 4)).is_success
+            limit = max(1.0, self.hang_seconds / 4)
+            return httpx.get(self.health, timeout=limit, trust_env=False).is_success  # no proxy stands between
         except httpx.HTTPError:
             return False
 

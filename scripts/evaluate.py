@@ -1,7 +1,7 @@
-"""Evaluates a model folder on held-out problems, prints a table, and goes on where it was if it is started again.
+"""Evaluates a model folder on held-out problems and prints a table; a start after a stop goes on with the next batch.
 
-python scripts/evaluate.py experiment=quickstart name=judged model.path=outputs/quickstart/ours/rl eval.problems=200
-torchrun --nproc-per-node 2 scripts/evaluate.py experiment=quickstart name=judged model.path=outputs/quickstart/ours/rl
+python scripts/evaluate.py experiment=quickstart name=judged model.path=outputs/mine/rl eval.batch_problems=50
+torchrun --nproc-per-node 2 scripts/evaluate.py experiment=quickstart name=judged model.path=outputs/mine/rl
 
 Takes the configuration of scripts/train.py, and trains nothing. Records: outputs/<name>/heldout.jsonl.
 """

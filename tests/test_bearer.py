@@ -15,7 +15,7 @@ from apr_train.compose import load
 from apr_train.config import ConfigError
 from rollout.engine import EngineError, Sampling
 from rollout.engines.bearer import EveryRoute, TokenError, is_loopback, token_of
-from rollout.engines.boot import END, Endable, NamedBoot
+from rollout.engines.boot import END, HEADER, Endable, NamedBoot
 from rollout.engines.vllm_http import VllmHttpEngine, server_command
 
 TOKEN = "canary-token-of-the-test"
@@ -109,7 +109,7 @@ def statuses(kind: str, path: str, *headers: tuple[bytes, bytes], method: str = 
         return {}
 
     scope = {"type": kind, "path": path, "method": method, "headers": list(headers)}
-    asyncio.run(EveryRoute(Endable(app))(scope, receive, send))  # pyright: ignore[reportArgumentType]
+    asyncio.run(EveryRoute(Endable(app))({**scope, HEADER: b"this start"}, receive, send))  # pyright: ignore[reportArgumentType]
     return [message.get("status", message.get("code")) for message in sent if message["type"] != "http.response.body"]
 
 
@@ -134,7 +134,10 @@ def test_the_server_ends_for_those_alone_who_have_the_token(monkeypatch: pytest.
     monkeypatch.setattr("rollout.engines.boot.os.kill", lambda process, number: ended.append(number))
     assert statuses("http", END) == [401] and statuses("http", END, GOOD, method="GET") == [200]
     assert statuses("http", "/v1/models", GOOD) == [200] and not ended
-    statuses("http", END, GOOD)
+    name = HEADER.encode()
+    assert statuses("http", END, GOOD) == statuses("http", END, GOOD, (name, b"an earlier one")) == [200] and not ended
+    assert statuses("http", END, (name, b"this start")) == [401] and not ended
+    statuses("http", END, GOOD, (name, b"this start"))
     assert ended == [signal.SIGKILL]
 
 

@@ -180,6 +180,7 @@ def test_a_fingerprint_is_of_the_weights_alone(tmp_path: Path) -> None:
         ({}, {"base": "another"}, "other frozen weights.*bring back what model.path held"),
         ({}, {"rank": 2}, "an adapter of another shape"),
         ({}, {"targets": ["q_proj"]}, "an adapter of another shape"),
+        ({}, {"alpha": 7.0}, r"lora_alpha is 32\S* and not 7"),
         ({}, None, "trained an adapter, not all weights"),
         (None, {}, "trained all weights, not an adapter"),
     ],

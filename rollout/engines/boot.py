@@ -7,6 +7,8 @@ import signal
 from rollout.engines.bearer import App, Message, Receive, Send
 
 HEADER = "x-apr-boot"
+REFUSED = "refused: "
+"""Begins what a worker answers to weights that it cannot take."""
 END = "/apr/end"
 """Ends the server. Behind the token, as all that changes what is served."""
 
@@ -26,11 +28,12 @@ class NamedBoot:
                 message = {**message, "headers": [*message.get("headers", ()), (HEADER.encode(), self._name)]}
             await send(message)
 
-        await self._app(scope, receive, named)
+        await self._app({**scope, HEADER: self._name}, receive, named)
 
 
 class Endable:
-    """ASGI middleware that ends the server on POST END: whoever supervises it starts it again.
+    """ASGI middleware that ends the server on POST END with the name of this start: whoever supervises it starts it
+    again. A page in a browser, which can post to this machine, cannot read that name.
 
     An engine can hang behind a server that says that it is well. Only the client knows: nothing else is asked of the
     server when it looks, and one token does not come.
@@ -40,6 +43,7 @@ class Endable:
         self._app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if (scope["type"], scope.get("method"), scope.get("path")) == ("http", "POST", END):
+        asked = (scope["type"], scope.get("method"), scope.get("path")) == ("http", "POST", END)
+        if asked and (HEADER.encode(), scope.get(HEADER)) in scope["headers"]:
             os.kill(os.getpid(), signal.SIGKILL)  # what hangs would also hang an orderly end
         await self._app(scope, receive, send)

@@ -8,6 +8,9 @@ from rollout.engine import Completion, EngineError, Sampling
 _ROUNDING = 1e-6
 """How far above 0 a log-prob may lie."""
 
+LOWEST = -1e30
+"""Below any log-prob, and within a float: JSON's integers know no bounds."""
+
 Json = dict[str, object]
 
 
@@ -31,7 +34,7 @@ def read_completion(url: str, answer: object, sampling: Sampling, vocabulary: in
     most = math.inf if vocabulary is None else vocabulary
     if not all(type(each) is int and 0 <= each < most for each in ids):
         raise unreadable(url, "token_ids holds what is no id of the vocabulary")
-    if not all(isinstance(each, int | float) and -math.inf < each <= _ROUNDING for each in logprobs):
+    if not all(isinstance(each, int | float) and LOWEST < each <= _ROUNDING for each in logprobs):
         raise unreadable(url, "token_logprobs holds what is no log-probability")
     if not 0 < len(ids) <= sampling.max_tokens or len(ids) != len(logprobs):
         raise unreadable(url, f"{len(ids)} ids and {len(logprobs)} log-probs where 1 to {sampling.max_tokens} were due")

@@ -44,7 +44,7 @@ class HttpServer:
         async with self._slots:
             try:
                 async with asyncio.timeout(self.seconds):
-                    response, text = await _exchange(client, method, url, body)
+                    response, text = await _exchange(client, method, url, body, self.boot)
             except TimeoutError as error:
                 raise EngineDied(
                     f"{url} gave no answer within {self.seconds:g} s (rollout.call_seconds): is the server stuck?"
@@ -93,11 +93,14 @@ class HttpServer:
 
 
 async def _exchange(
-    client: httpx.AsyncClient, method: str, url: str, body: Mapping[str, object] | None
+    client: httpx.AsyncClient, method: str, url: str, body: Mapping[str, object] | None, boot: str | None
 ) -> tuple[httpx.Response, bytes]:
     read = bytearray()
-    async with client.stream(method, url, json=body) as response:
-        async for piece in response.aiter_bytes():
+    meant = {} if boot is None else {HEADER: boot}
+    async with client.stream(method, url, json=body, headers=meant) as response:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise unreadable(url, "it is compressed, which was not asked for")
+        async for piece in response.aiter_raw():
             read += piece
             if len(read) > LARGEST:
                 raise unreadable(url, f"more than {LARGEST >> 20} MiB")

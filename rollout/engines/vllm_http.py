@@ -14,10 +14,11 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 
 from rollout.engine import Completion, EngineDied, EngineError, Prompt, Sampling, causal_ids
 from rollout.engines.bearer import LEAST, VARIABLE, EveryRoute, TokenError, is_loopback, token_of
-from rollout.engines.boot import END, Endable, NamedBoot
+from rollout.engines.boot import END, REFUSED, Endable, NamedBoot
 from rollout.engines.calls import Seeds, check_call, check_stock, together
 from rollout.engines.http_answers import read_completion, read_missing, read_models, read_success
 from rollout.engines.http_server import HttpServer
+from rollout.shown import visible
 
 Result = TypeVar("Result")
 
@@ -183,8 +184,13 @@ class VllmHttpEngine:
         load, reset = f"{root}/collective_rpc", f"{root}/reset_prefix_cache"
         body = {"method": "load_weights_file", "args": [str(path)]}
         missing = read_missing(load, await self._server.ask("POST", load, body))
+        if missing and missing[0].startswith(REFUSED):
+            why = visible(missing[0].removeprefix(REFUSED))[:200]
+            raise EngineError(f"{self.url} cannot take the weights ({why}): does it see {path.parent}?")
         if missing:
-            raise EngineError(f"{len(missing)} parameters were not sent, e.g. {missing[0]}: send all of them")
+            raise EngineError(
+                f"{len(missing)} parameters were not sent, e.g. {visible(missing[0])[:100]}: send all of them"
+            )
         for _ in range(_CACHE_TRIES):
             if read_success(reset, await self._server.ask("POST", reset)):
                 return
@@ -206,8 +212,9 @@ class VllmHttpEngine:
         except (TimeoutError, EngineDied) as error:
             if isinstance(error, EngineDied) and not isinstance(error.__cause__, TimeoutError):
                 raise
-            with suppress(EngineDied):  # it ends instead of answering
-                await self._server.ask("POST", f"{root}{END}")
+            with suppress(EngineDied, TimeoutError):  # it ends instead of answering
+                async with asyncio.timeout(_HEALTH_SECONDS):
+                    await self._server.ask("POST", f"{root}{END}")
             raise EngineDied(f"{self.url} says that it is well and serves no call: it was told to end") from error
 
     async def _check_server(self, model: str | None) -> None:
