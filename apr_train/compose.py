@@ -1,5 +1,6 @@
 """From the command line to a checked Config: Hydra's composition with one-line errors that name the nearest key."""
 
+import atexit
 import os
 import re
 import sys
@@ -43,6 +44,17 @@ def start(main: Callable[[], None]) -> None:
     sys.argv[1:] = opened(sys.argv[1:])
     with one_line_errors():
         main()
+    if ranks() > 1:
+        _end()
+
+
+def _end() -> None:
+    """Ends a rank that has done all it had to, at once: at the interpreter's own end a thread that torch has left may
+    abort the process (now and then, on a busy machine), and torchrun would call a finished run a failed one."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager

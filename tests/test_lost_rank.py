@@ -97,6 +97,34 @@ def test_a_rank_killed_in_its_backward_pass_ends_the_other_one_with_one_line(tmp
     killed_in_backward(tmp_path, stage)
 
 
+ABORTS = """
+import atexit, ctypes, os
+from apr_train import compose
+
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)  # as a thread of torch does that is still there
+atexit.register(print, "said goodbye")
+compose.start(lambda: print("trained"))
+"""
+
+
+@pytest.mark.parametrize(("ranks", "code"), [("2", 0), ("1", -6)])
+def test_a_finished_rank_is_not_failed_by_what_torch_has_left(ranks: str, code: int) -> None:
+    """A rank that is alone has nothing left of torch.distributed: it ends as any process does."""
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": ranks}
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == code
+    assert code or done.stdout == "trained\nsaid goodbye\n"
+
+
 ENDS = """
 import os, sys
 from apr_train import compose
