@@ -48,7 +48,7 @@ def main(composed: DictConfig) -> None:
 def table(summary: dict[str, Any]) -> Table:
     """All problems and, where they have parts, those of each number of parts; at most 80 columns wide."""
     shown = Table(title=f"{summary['name']}: {summary['model']}", width=80)
-    for column in ("problems", "", "accuracy", "L_critical", "L_total", "threads", "trigger"):
+    for column in ("", "problems", "accuracy", "L_critical", "L_total", "threads", "trigger"):
         shown.add_column(column, justify="right")
     rows = {"all": summary["heldout"]} | {f"{n} parts": each for n, each in summary["heldout"]["by_parts"].items()}
     for name, each in rows.items():
