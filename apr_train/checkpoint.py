@@ -25,6 +25,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a disk, or a user's share of it, says when it is full."""
 
 
+TORN = "unexpected pos"
+"""What torch.save says of a file that it could not write to its end; safetensors names the number of the error."""
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written or read. Says which file, and what to do."""
 
@@ -147,8 +151,7 @@ def disk_named() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        told = getattr(error, "errno", None)
-        if told not in FULL if isinstance(told, int) else not _refused(error):
+        if not _is_full(error):
             raise
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         raise DiskFull(
@@ -158,8 +161,14 @@ def disk_named() -> Iterator[None]:
 
 
 def _refused(error: Exception) -> bool:
-    """Whether a disk did not take what was written: safetensors and torch.save say so in words."""
-    return isinstance(error, OSError) or any(word in str(error) for word in ("(os error 28)", "inline_container"))
+    """Whether a disk did not take what was written."""
+    return isinstance(error, OSError) or any(word in str(error) for word in ("(os error ", TORN))
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether it was for want of room: an OSError without a number (a file that is not there, say) is none of that."""
+    number = getattr(error, "errno", None)
+    return number in FULL or any(word in str(error) for word in (*(f"(os error {each})" for each in FULL), TORN))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,18 +90,14 @@ def one_line_errors(*, every_rank: bool = False, folder: str | None = None) -> I
 def _leave(error: RankLost, folder: str | None) -> NoReturn:
     """One line on stderr, what torch said in a file of the folder (below the line where there is none), and the end:
     at the interpreter's own one, threads of torch wait for the lost rank, or abort the process."""
-    line, told = (
-        f"error: rank {rank()}: {one_line(error)}",
-        "".join(traceback.format_exception(error.__cause__ or error)),
-    )
-    try:
-        if folder is None:
-            raise FileNotFoundError
+    told = "".join(traceback.format_exception(error.__cause__ or error))
+    where = f"torch's traceback:\n{told}"
+    if folder is not None:
         file = Path(folder) / f"error-rank{rank()}.log"
-        file.write_text(told)
-        print(f"{line}; torch's traceback: {file}", file=sys.stderr, flush=True)
-    except OSError:
-        print(f"{line}\n{told}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # then it is printed
+            file.write_text(told)
+            where = f"torch's traceback: {file}"
+    print(f"error: rank {rank()}: {one_line(error)}; {where}", file=sys.stderr, flush=True)
     kill_children()
     os._exit(2)
 

@@ -8,7 +8,6 @@ the slope over steps, as JSON on the last line. Ends with 1 where a step is miss
 
 import argparse
 import json
-import os
 import random
 import signal
 import subprocess
@@ -22,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import psutil
+from conftest import ROOT
+from real_runs import environment, logged
 
-ROOT = Path(__file__).resolve().parent.parent
 RANKS = 2
 SETTINGS = (
     *("experiment=quickstart", "logger=disabled", "logger.progress=false", "checkpoint.every=5"),
@@ -74,16 +74,12 @@ def slope(groups: list[np.ndarray]) -> tuple[float, float]:
 
 def steps_of(folder: Path) -> list[int]:
     """The RL steps that are logged."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
-    return [row["step"] for row in rows if row["stage"] == "rl"]
+    return [row["step"] for row in logged(folder) if row["stage"] == "rl"]
 
 
 def one_start(command: list[str], folder: Path, kill_at: int | None, watched: Watched, log: Any) -> int:
     """Runs until the end, or until step `kill_at` and a SIGKILL to one rank. Its exit code."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    agent = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    agent = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
     while agent.poll() is None:
         time.sleep(1)
         step = max(steps_of(folder), default=0)
@@ -91,7 +87,12 @@ def one_start(command: list[str], folder: Path, kill_at: int | None, watched: Wa
         if kill_at is not None and step >= kill_at and ranks:
             ranks[random.randrange(RANKS)].send_signal(signal.SIGKILL)
             kill_at = None
-            agent.wait(60)
+            with suppress(subprocess.TimeoutExpired):  # what hangs is told below, and ended
+                agent.wait(60)
+            if agent.poll() is None:
+                for each in psutil.Process(agent.pid).children(recursive=True):
+                    each.kill()
+                agent.kill()
     return agent.wait()
 
 

@@ -7,7 +7,6 @@ log-probs differ in their last digits, so tokens must be the same and metrics th
 import json
 import random
 import signal
-import socket
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import pytest
 from chaos import FINE, MOST_SECONDS, ROUNDS, SEED, rl_step, took
 from conftest import ROOT
 from real_runs import Running, command, results, running, start
+from test_vllm_http import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("seconds_table")]
 GARBAGE = {
@@ -34,12 +34,6 @@ GARBAGE = {
     ),
     "no ids": b'{"choices": [{"token_ids": ["a"], "logprobs": {"token_logprobs": [-1]}, "finish_reason": "stop"}]}',
 }
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from apr_train import checkpoint
-from apr_train.checkpoint import MANIFEST, CheckpointError, Checkpoints, DamagedWarning, verify
+from apr_train.checkpoint import MANIFEST, CheckpointError, Checkpoints, DamagedWarning, DiskFull, disk_named, verify
 
 
 def written(folder: Path, step: int, *, score: float | None = None, keep_last: int = 2, text: str = "weights") -> Path:
@@ -146,3 +148,25 @@ def test_verify_names_the_file(tmp_path: Path) -> None:
     (path / "global" / "rank0.bin").write_text("optimizer 2")
     with pytest.raises(CheckpointError, match=r"global/rank0\.bin has other contents"):
         verify(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_from_what_else_goes_wrong_with_files(tmp_path: Path) -> None:
+    (tmp_path / "cut.pt").write_bytes(b"PK")
+
+    def printed() -> None:
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    for act in (printed, lambda: torch.save(torch.zeros(99999), "/dev/full")):
+        with pytest.raises(DiskFull, match="free some space"), disk_named():
+            act()
+    others = (
+        lambda: (tmp_path / "none").read_text(),
+        lambda: torch.load(tmp_path / "cut.pt", weights_only=True),
+        lambda: AutoTokenizer.from_pretrained(str(tmp_path)),  # its OSError has no number
+    )
+    for act in others:
+        with pytest.raises(Exception) as caught, disk_named():  # noqa: PT011 (each its own kind)
+            act()
+        assert not isinstance(caught.value, DiskFull)

@@ -188,6 +188,7 @@ def test_a_check_that_raises_is_a_fail(monkeypatch: Patch, error: Exception) -> 
     [
         *(["experiment=quickstart"], ["experiment=apr_countdown"], ["dialect=multiverse", "deepspeed=zero2"]),
         *(["rollout=vllm_http"], ["algorithm.steps=0", "sft=warm_start"], ["self_train=npr", "dialect=npr"]),
+        ["cluster=slurm", "cluster.nodes=2", "dry_run=true"],
     ],
 )
 def test_the_tiny_run_is_a_valid_configuration(tmp_path: Path, overrides: list[str]) -> None:

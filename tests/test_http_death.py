@@ -242,8 +242,7 @@ def test_no_json_at_all_breaks_what_reads_it(answer: Any) -> None:
     with suppress(EngineError):
         read_success("http://x", answer)
     with suppress(EngineError):
-        done = read_completion("http://x", answer, Sampling(4, (7,)), SIZE)
-        assert isinstance(done, Completion) and 0 < len(done.ids) == len(done.logprobs) <= 4
+        read_completion("http://x", answer, Sampling(4, (7,)), SIZE)
 
 
 LEAVES = [("finish_reason",), ("token_ids",), ("token_ids", 0), ("logprobs",), ("logprobs", "token_logprobs")]

@@ -237,14 +237,6 @@ def test_what_is_to_be_trained_whole_is(tmp_path: Path) -> None:
     assert (logits(theirs) - logits(model)).abs().max() < 1e-5
 
 
-def test_a_frozen_tag_never_beats_all_that_spell_it() -> None:
-    """Why the rows of tags are trained: a new row is a mean of others, whatever the layers before it learn."""
-    torch.manual_seed(0)
-    table, hidden = torch.randn(5, 8), torch.randn(1000, 8)
-    scores = hidden @ torch.cat([table, table.mean(0, keepdim=True)]).T
-    assert bool((scores[:, -1] <= scores[:, :-1].max(1).values + 1e-6).all())
-
-
 def test_vectors_of_threads_are_trained_whole_beside_adapters() -> None:
     plain = tiny_model("sdpa")
     thread_vectors.install(plain, 3)

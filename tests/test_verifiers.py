@@ -251,6 +251,21 @@ def test_a_child_that_is_killed_costs_no_verdict() -> None:
         assert verify("72", "72") == "correct"
 
 
+def test_a_child_that_is_killed_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, starts = math_module._Worker._read, [0]  # pyright: ignore[reportPrivateUsage]
+
+    def dies(process: Any, seconds: float) -> Any:
+        starts[0] += seconds != 20
+        if starts[0] == 1:
+            raise math_module._WorkerDied  # pyright: ignore[reportPrivateUsage]
+        return read(process, seconds)
+
+    monkeypatch.setattr(math_module._Worker, "_read", staticmethod(dies))  # pyright: ignore[reportPrivateUsage]
+    with MathVerifier(deadline_s=20) as verify:
+        assert verify("72", "72") == "correct"
+        assert starts == [2]
+
+
 def test_an_answer_that_kills_every_child_is_an_error_and_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     read, died = math_module._Worker._read, [0]  # pyright: ignore[reportPrivateUsage]
 
