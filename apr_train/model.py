@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -62,11 +63,25 @@ def prepare_model_folder(config: ModelConfig, tags: Sequence[str], folder: Path,
                     weight[tokens.tag(tag)] = weight[list(spelled[tag])].mean(0)
     if config.thread_vectors and not thread_vectors.count_of(model):
         thread_vectors.install(model, config.thread_vectors)
-    try:
-        model.save_pretrained(folder)
-    except ValueError as error:  # transformers checks these settings when they are written, not when they are read
-        raise ModelError(f"model.path={config.path}: generation_config.json ({shortened(error)})") from error
-    tokenizer.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as draft:
+        try:
+            model.save_pretrained(draft)
+        except ValueError as error:  # transformers checks these settings when they are written, not when they are read
+            raise ModelError(f"model.path={config.path}: generation_config.json ({shortened(error)})") from error
+        tokenizer.save_pretrained(draft)
+        _move_over(Path(draft), folder)
+
+
+def _move_over(draft: Path, folder: Path) -> None:
+    """Each file at once: several servers of one run make the same folder while others read it."""
+    files = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
+    for weights in folder.glob("*.safetensors"):
+        if weights.relative_to(folder) not in files:  # of another model that was here
+            weights.unlink(missing_ok=True)
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (draft / file).replace(folder / file)
 
 
 def _table(layer: torch.nn.Module | None) -> torch.nn.Parameter:

@@ -60,6 +60,20 @@ def test_a_warm_folder_is_left_as_it_is(tmp_path: Path) -> None:
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_folder_made_again_never_shows_half_a_file_and_keeps_no_weights_of_another(tmp_path: Path) -> None:
+    config = ModelConfig(hidden_size=32, layers=1, intermediate_size=8)
+    prepare_model_folder(config, TAGS, tmp_path / "start", seed=0)
+    with (tmp_path / "start" / "model.safetensors").open("rb") as held:  # as a server that loads it holds it
+        whole = held.read()
+        (tmp_path / "start" / "model-00001-of-00002.safetensors").write_bytes(whole)
+        prepare_model_folder(config, TAGS, tmp_path / "start", seed=1)
+        held.seek(0)
+        assert held.read() == whole
+    assert (tmp_path / "start" / "model.safetensors").read_bytes() != whole
+    assert [file.name for file in (tmp_path / "start").glob("*.safetensors")] == ["model.safetensors"]
+    assert [each.name for each in tmp_path.iterdir()] == ["start"]
+
+
 def test_a_tag_that_is_not_one_token_is_refused() -> None:
     with pytest.raises(TagError, match="not one"):
         make_dialect("threadweaver", Tokens(character_tokenizer()))
