@@ -17,11 +17,14 @@ def ranks_of(config: Config, here: int) -> int:
     16
     """
     cluster = config.cluster
-    return cluster.nodes * max(1, cluster.gpus_per_node) if cluster.launcher == "slurm" else here
+    training = cluster.nodes - cluster.server_nodes
+    return training * max(1, cluster.gpus_per_node) if cluster.launcher == "slurm" else here
 
 
 def script_of(config: Config) -> str:
     """The script that is submitted, from the checkout."""
+    if config.cluster.server_nodes:
+        return "slurm/serve_sampler.sbatch"
     return "slurm/train.sbatch" if config.algorithm.steps else "slurm/sft.sbatch"
 
 
@@ -42,6 +45,7 @@ def sbatch_command(config: Config, overrides: Sequence[str]) -> list[str]:
         "time": cluster.time,
         "partition": cluster.partition,
         "account": cluster.account,
+        "export": f"ALL,APR_SERVER_NODES={cluster.server_nodes}" if cluster.server_nodes else None,
     }
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     words = [word for word in overrides if not re.match(r"\+*(dry_run=|cluster[.=])", word)]

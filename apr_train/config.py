@@ -212,9 +212,10 @@ class RolloutConfig:
     engine: str = "auto"
     """auto (vllm, or torch where vLLM cannot: stitched joins, threads that see each other) | vllm (in this process) |
     vllm_http (a running server) | torch (plain transformers in this process)"""
-    url: str | None = None
-    """vllm_http only, e.g. http://127.0.0.1:8000/v1. Its token is the environment's VLLM_API_KEY, which an address of
-    another machine needs; never part of the address."""
+    urls: list[str] = field(default_factory=list[str])
+    """vllm_http only, e.g. [http://127.0.0.1:8000/v1]; of several servers, rank r asks number r modulo their count, and
+    the weights go to all. The token is the environment's VLLM_API_KEY, which an address of another machine needs; never
+    part of the address."""
     temperature: float = 1.0
     max_response_tokens: int = 768
     """L_total may not exceed this."""
@@ -299,6 +300,8 @@ class ClusterConfig:
     nodes: int = 1
     gpus_per_node: int = 0
     """A rank each; 0: one rank a node, on its CPU."""
+    server_nodes: int = 0
+    """rollout=vllm_http only: the last so many of the nodes run its servers, one a GPU, and train nothing."""
     time: str = "24:00:00"
     """Of one start; what it leaves is done by the next."""
     partition: str | None = None

@@ -304,9 +304,9 @@ def tiny(config: Any, folder: Path) -> list[str]:
     values |= {"algorithm.dynamic_sampling": 0, "eval.problems": 0, "logger.wandb": "disabled"}
     values |= {"logger.progress": "false", "rollout.max_response_tokens": short, "rollout.kv_cache_gib": 0.2}
     values |= {"checkpoint.every": 1, "resume": "never", "dry_run": "false", "output_dir": folder}
-    values |= {"cluster.launcher": "none", "cluster.nodes": 1}  # here, whatever it is for
+    values |= {"cluster.launcher": "none", "cluster.nodes": 1, "cluster.server_nodes": 0}  # here, whatever it is for
     if config.rollout.engine == "vllm_http":  # its server serves the real model
-        values |= {"rollout.engine": "auto", "rollout.url": "null"}
+        values |= {"rollout.engine": "auto", "rollout.urls": "[]"}
     return [f"{key}={value}" for key, value in values.items()]
 
 

@@ -16,7 +16,7 @@ from apr_train.tasks.base import Problem
 IDENTITY = "identity.json"
 FREE = (
     *("name", "output_dir", "dry_run", "resume", "logger", "checkpoint", "deadline", "cluster", "guard"),
-    *("rollout.url", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
+    *("rollout.urls", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
     *("rollout.engine_restarts", "rollout.call_seconds"),
     *("algorithm.gap_warn", "algorithm.gap_stop"),
 )

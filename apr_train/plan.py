@@ -165,7 +165,7 @@ def _work(config: Config, ranks: int) -> list[tuple[str, str]]:
     trajectories = algorithm.prompts_per_step * algorithm.group_size
     zero = "no DeepSpeed" if config.deepspeed.stage is None else f"DeepSpeed ZeRO-{config.deepspeed.stage}"
     engine = {"vllm": "vLLM in each process", "torch": "torch in each process"}.get(
-        engine_of(config), f"vLLM at {rollout.url}"
+        engine_of(config), f"vLLM at {', '.join(rollout.urls)}"
     )
     most = trajectories * rollout.max_response_tokens
     return [

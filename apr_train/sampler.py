@@ -33,14 +33,15 @@ def make_sampler(config: Config, model: Path) -> Sampler:
 
         from rollout.engines.vllm_http import VllmHttpEngine
 
+        rank, urls = PartialState().process_index, rollout.urls
         return VllmHttpEngine(
-            str(rollout.url),
+            urls[rank % len(urls)],
             max_context=config.model.max_context,
             weights_folder=model.parent,
             max_in_flight=rollout.max_in_flight,
             timeout_seconds=rollout.call_seconds,
             vocabulary=json.loads((model / "config.json").read_text()).get("vocab_size"),
-            sends=PartialState().is_main_process,
+            sends_to=urls if rank == 0 else (),
             seed=config.seed,
         )
     settings: dict[str, Any] = {

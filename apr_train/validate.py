@@ -42,7 +42,13 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
         *("algorithm.dynamic_sampling", "model.thread_vectors", "model.lora.rank"),
         *("sft.steps", "sft.warmup_steps", "sft.weight_decay"),
         *("deadline.engine_start", "deadline.rollout", "deadline.verify", "deadline.sync", "deadline.update"),
-        *("deadline.collective", "cluster.gpus_per_node", "guard.halvings", "rollout.engine_restarts"),
+        *(
+            "deadline.collective",
+            "cluster.gpus_per_node",
+            "cluster.server_nodes",
+            "guard.halvings",
+            "rollout.engine_restarts",
+        ),
         *("logger.rollouts_every", "eval.problems", "eval.temperature", "eval.batch_problems"),
     ),
     1: (
@@ -108,18 +114,30 @@ def validate(config: Config, ranks: int = 1) -> None:
         config.cluster.launcher == "none" or config.dry_run,
         "cluster=slurm starts nothing by itself: add dry_run=true, and type the sbatch command that it prints",
     )
+    serving = config.cluster.server_nodes
+    _need(
+        not serving or (serving < config.cluster.nodes and config.rollout.engine == "vllm_http"),
+        f"cluster.server_nodes={serving} needs rollout=vllm_http, and must be below "
+        f"cluster.nodes={config.cluster.nodes}",
+    )
     _check_reward(config)
     _check_scratch(config.model)
     _check_rollout(config.rollout, config.model, flat=join_of(config) != "message")
     _need(
-        config.rollout.engine != "vllm_http" or ranks == 1,
-        f"rollout=vllm_http takes weights from one trainer, not from {ranks}: use rollout=vllm, one engine a rank",
+        len(config.rollout.urls) <= ranks,
+        f"rollout.urls names {len(config.rollout.urls)} servers, more than there are ranks ({ranks}): drop some, or "
+        "start more ranks",
     )
     wait = config.deadline
     _need(
         not wait.collective or (wait.rollout * wait.verify > 0 and wait.collective >= wait.rollout + wait.verify),
         f"deadline.collective={wait.collective:g} must be at least deadline.rollout + deadline.verify, by which ranks "
         "may be apart, or 0",
+    )
+    _need(
+        config.rollout.engine != "vllm_http" or not wait.collective or 0 < wait.sync <= wait.collective,
+        f"deadline.collective={wait.collective:g} must be at least deadline.sync, in which one rank "
+        "sends the weights, or 0",
     )
     shortest, call = min(wait.rollout or math.inf, wait.sync or math.inf), config.rollout.call_seconds
     _need(
@@ -317,10 +335,14 @@ def _check_rollout(rollout: RolloutConfig, model: ModelConfig, *, flat: bool) ->
         rollout.gpu_memory_utilization < 1,
         f"rollout.gpu_memory_utilization={rollout.gpu_memory_utilization} must be below 1: the trainer needs the rest",
     )
+    urls = rollout.urls
     if rollout.engine == "vllm_http":
-        check_url(str(rollout.url))
+        _need(bool(urls), "rollout.urls is empty: vllm_http needs its servers, e.g. [http://127.0.0.1:8000/v1]")
+        _need(len(set(urls)) == len(urls), "rollout.urls names a server twice: name each once, ranks share them")
+        for url in urls:
+            check_url(url)
     else:
-        _need(rollout.url is None, f"rollout.url={rollout.url} is only for rollout=vllm_http")
+        _need(not urls, f"rollout.urls={urls} is only for rollout=vllm_http")
 
 
 def _check_secrets(config: Config) -> None:
@@ -330,7 +352,7 @@ def _check_secrets(config: Config) -> None:
         _need(
             found is None,
             f"{key} holds {found}, and settings are written down: "
-            + (f"put the token in {VARIABLE}" if key == "rollout.url" else "put it in an environment variable"),
+            + (f"put the token in {VARIABLE}" if key == "rollout.urls" else "put it in an environment variable"),
         )
 
 

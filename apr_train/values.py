@@ -55,10 +55,10 @@ def _check_output_dir(output_dir: str) -> None:
 
 def check_url(url: str) -> None:
     """The address of a vLLM server, and that another machine's needs a token. Raises ConfigError."""
-    key = f"rollout.url={url}"
+    key = f"rollout.urls: {url}"
     need(
         url.startswith(("http://", "https://")),
-        f"{key}: vllm_http needs the server's address, e.g. http://127.0.0.1:8000/v1",
+        f"{key} is no server's address, as http://127.0.0.1:8000/v1 is",
     )
     try:
         parts, token = urlsplit(url), token_of()

@@ -1,7 +1,9 @@
 """Serves a run's start folder with vLLM, on loopback unless told, the way `rollout=vllm_http` needs it.
 
 python scripts/serve_sampler.py --port 8000 experiment=quickstart
-python scripts/train.py experiment=quickstart rollout=vllm_http rollout.url=http://127.0.0.1:8000/v1
+python scripts/train.py experiment=quickstart rollout=vllm_http 'rollout.urls=[http://127.0.0.1:8000/v1]'
+
+Several, each started with its port (and its CUDA_VISIBLE_DEVICES), serve as many ranks or more: name all in the list.
 
 A server that dies or hangs is started again. It then has the weights of the start folder, until the trainer, which
 notices, sends its own once more.

@@ -90,7 +90,7 @@ CASES = [
         "no server",
         SERVER,
         "no server at the address",
-        "no vLLM server at http://127.0.0.1:8000/v1/models: start one, or correct rollout.url",
+        "no vLLM server at http://127.0.0.1:8000/v1/models: start one, or correct rollout.urls",
         nobody,
     ),
     Case(
@@ -135,7 +135,7 @@ CASES = [
         "other model",
         SERVER,
         "another model",
-        "http://127.0.0.1:8000/v1 serves policy, not other: fix rollout.url or model.path",
+        "http://127.0.0.1:8000/v1 serves policy, not other: fix rollout.urls or model.path",
         answers(MODELS, model="other"),
     ),
     Case(

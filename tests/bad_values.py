@@ -207,19 +207,19 @@ CASES = [
         MEANING,
         "url without scheme",
         "an address without http://",
-        "rollout=vllm_http rollout.url=localhost",
-        ("rollout.url=localhost: vllm_http needs the server's address, e.g. http://127.0.0.1:8000/v1"),
+        "rollout=vllm_http rollout.urls=[localhost]",
+        "rollout.urls: localhost is no server's address, as http://127.0.0.1:8000/v1 is",
     ),
     case(
         *(MEANING, "url without port", "a port that is no number"),
-        "rollout=vllm_http rollout.url=http://127.0.0.1:vllm/v1",
-        ("rollout.url=http://127.0.0.1:vllm/v1 is no address (Port could not be cast to integer value as 'vllm')"),
+        "rollout=vllm_http rollout.urls=[http://127.0.0.1:vllm/v1]",
+        ("rollout.urls: http://127.0.0.1:vllm/v1 is no address (Port could not be cast to integer value as 'vllm')"),
     ),
     case(
         *(MEANING, "url elsewhere", "a server of another machine without a token"),
-        "rollout=vllm_http rollout.url=http://gpu7:8000/v1",
+        "rollout=vllm_http rollout.urls=[http://gpu7:8000/v1]",
         (
-            "rollout.url=http://gpu7:8000/v1 is another machine: set VLLM_API_KEY to the token of "
+            "rollout.urls: http://gpu7:8000/v1 is another machine: set VLLM_API_KEY to the token of "
             "its server, here and there"
         ),
     ),

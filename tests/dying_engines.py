@@ -2,8 +2,8 @@
 
 torchrun --nproc-per-node 2 tests/dying_engines.py STAGE FILE DEATHS [RESTARTS]
 
-DEATHS: after how many answers the last rank's engine dies, e.g. 3,9, or none. Two GRPO steps; each rank writes what it
-sampled and loaded.
+DEATHS: after how many answers the last rank's engine dies, e.g. 3,9, or none; or the addresses of servers, which die by
+themselves. Two GRPO steps; each rank writes what it sampled and loaded.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from helpers import toy_tokens
 from torch import Tensor
 from trainers import TOKENS, make_trainer
@@ -27,6 +28,7 @@ from apr_train.lifecycle import StopFlag
 from apr_train.revival import Revival
 from apr_train.rollouts import Rollouts
 from apr_train.run import leave_world, start_world
+from apr_train.sampler import make_sampler
 from apr_train.saving import Saver
 from rollout.dialects import make_dialect
 from rollout.engine import Completion, EngineDied, Prompt, Sampling
@@ -128,18 +130,32 @@ def forking_trainer(folder: Path, sampler: Any, restarts: int, stage: int | None
     return trainer
 
 
+def asking(config: Config, urls: list[str], folder: Path) -> Any:
+    """The client of this rank."""
+    model = folder / f"model-{PartialState().process_index}"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"vocab_size": len(TOKENS.tokenizer)}))
+    config.rollout.engine, config.rollout.urls, config.model.max_context = "vllm_http", urls, 1000
+    return make_sampler(config, model)
+
+
 def main() -> None:
     stage, file, deaths = None if sys.argv[1] == "none" else int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     config = Config()
     config.deepspeed.stage = stage
     world = start_world(config)
-    mine = [] if deaths == "none" or not world.is_last_process else map(int, deaths.split(","))
-    sampler = DyingSampler(mine, size=len(TOKENS.tokenizer))
+    sampler: Any
+    if deaths.startswith("http"):
+        sampler = asking(config, deaths.split(","), file.parent)
+    else:
+        mine = [] if deaths == "none" or not world.is_last_process else map(int, deaths.split(","))
+        sampler = DyingSampler(mine, size=len(TOKENS.tokenizer))
     with one_line_errors(every_rank=True):
         trainer = forking_trainer(file.parent, sampler, int((sys.argv[4:] or ["3"])[0]), stage)
         trainer.resume_training()
-        told = {"seen": trainer.seen, "revived": sampler.revived, "answered": sampler.answered}
-        told |= {"weights": sampler.weights, "version": sampler.policy_version}
+        told = {"seen": trainer.seen, "version": sampler.policy_version, "restarts": trainer.revival.used}
+        if isinstance(sampler, DyingSampler):
+            told |= {"revived": sampler.revived, "answered": sampler.answered, "weights": sampler.weights}
         file.with_suffix(f".{world.process_index}").write_text(json.dumps(told))
         leave_world(world)
 

@@ -25,9 +25,13 @@ class Served:
     """
 
     def __init__(
-        self, at: dict[int, str | bytes | Callable[[Any], Any]] | None = None, hang: float = 5.0, named: bool = True
+        self,
+        at: dict[int, str | bytes | Callable[[Any], Any]] | None = None,
+        hang: float = 5.0,
+        named: bool = True,
+        size: int = SIZE,
     ) -> None:
-        self.at, self.hang, self.named = at or {}, hang, named
+        self.at, self.hang, self.named, self.size = at or {}, hang, named, size
         self.calls = self.lives = 0
         self.dead, self.stuck, self.weights = False, False, "start"
         self.loaded: list[str] = []
@@ -88,14 +92,14 @@ class Served:
         with self.lock:
             self.calls += 1
             what = self.at.get(self.calls)
-        done = tokens_of(asked["prompt"], asked | {"stop_ids": asked["stop_token_ids"]}, self.weights, SIZE)
+        done = tokens_of(asked["prompt"], asked | {"stop_ids": asked["stop_token_ids"]}, self.weights, self.size)
         answer = completion(done.ids, done.logprobs, done.finish)
         if what == "died":
             self.dead = True
             return self.answer(handler, asked)
         if what == "restarted":
             self.restart()
-            done = tokens_of(asked["prompt"], asked | {"stop_ids": asked["stop_token_ids"]}, self.weights, SIZE)
+            done = tokens_of(asked["prompt"], asked | {"stop_ids": asked["stop_token_ids"]}, self.weights, self.size)
             return self.send(handler, completion(done.ids, done.logprobs, done.finish))
         if what == "stuck":
             self.stuck = True

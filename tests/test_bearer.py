@@ -164,10 +164,10 @@ def test_only_health_is_open_and_a_server_without_a_token_does_not_start(monkeyp
 def test_a_server_elsewhere_needs_a_token(monkeypatch: pytest.MonkeyPatch, url: str, says: str) -> None:
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     with pytest.raises(ConfigError, match=says):
-        load(["rollout=vllm_http", f"rollout.url='{url}'"])
+        load(["rollout=vllm_http", f"rollout.urls=['{url}']"])
     if "no address" not in says:
         monkeypatch.setenv("VLLM_API_KEY", TOKEN)
-        assert load(["rollout=vllm_http", f"rollout.url='{url}'"]).rollout.url == url
+        assert load(["rollout=vllm_http", f"rollout.urls=['{url}']"]).rollout.urls == [url]
 
 
 def test_a_token_that_no_header_carries_is_found_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +179,6 @@ def test_a_token_that_no_header_carries_is_found_before_the_run(monkeypatch: pyt
 @pytest.mark.parametrize("engine", ["vllm_http", "auto"])
 @pytest.mark.parametrize("login", ["me:s3cret-pw@", "s3cret-pw@", "me:s3cret-pw@evil.org\\@"])
 def test_an_address_with_a_password_is_refused_and_not_repeated(engine: str, login: str) -> None:
-    with pytest.raises(ConfigError, match=r"rollout\.url holds user:password@.*VLLM_API_KEY") as caught:
-        load([f"rollout={engine}", f"rollout.url='http://{login}127.0.0.1:8000/v1'"])
+    with pytest.raises(ConfigError, match=r"rollout\.urls holds user:password@.*VLLM_API_KEY") as caught:
+        load([f"rollout={engine}", f"rollout.urls=['http://{login}127.0.0.1:8000/v1']"])
     assert "s3cret-pw" not in str(caught.value)

@@ -55,7 +55,7 @@ def answers(port: int) -> bool:
 
 
 def over(url: str, policy: Path) -> tuple[str, ...]:
-    own = ("rollout=vllm_http", f"rollout.url={url}/v1", "rollout.engine_restarts=20", "rollout.call_seconds=5")
+    own = ("rollout=vllm_http", f"rollout.urls=[{url}/v1]", "rollout.engine_restarts=20", "rollout.call_seconds=5")
     return (*[each for each in FINE if not each.startswith("rollout=")], *own, f"model.path={policy}")
 
 

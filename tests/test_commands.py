@@ -50,7 +50,7 @@ def test_a_server_samples_for_the_trainer_and_its_death_is_one_line(tmp_path: Pa
     serve = [sys.executable, "scripts/serve_sampler.py", "--port", str(port), *SMALL, f"output_dir={folder}"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(serve, cwd=root, stdout=log, stderr=log, start_new_session=True)
-    train = ["scripts/train.py", *SMALL, "rollout=vllm_http", f"rollout.url={url}", f"output_dir={folder}"]
+    train = ["scripts/train.py", *SMALL, "rollout=vllm_http", f"rollout.urls=[{url}]", f"output_dir={folder}"]
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
         done = command(root, *train)

@@ -211,6 +211,8 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
             "not threadweaver: use dialect=multiverse_as_published",
         ),
         ("cluster=slurm", "starts nothing by itself: add dry_run=true"),
+        ("cluster.server_nodes=1", "needs rollout=vllm_http, and must be below cluster.nodes=1"),
+        ("cluster.server_nodes=1 rollout=vllm_http", "must be below cluster.nodes=1"),
         ("cluster.launcher=slrm", "did you mean slurm?"),
         ("deadline.rollout=9000", "deadline.collective=5400 must be at least"),
         ("deadline.update=-1", "deadline.update=-1.0 must be at least 0"),
@@ -236,8 +238,8 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ("rollout.engine=vlm", "did you mean vllm?"),
         ("rollout.engine_restarts=-1", "must be at least 0"),
         ("rollout.call_seconds=0", "must be above 0"),
-        ("rollout.url=null rollout=vllm_http", "needs the server's address"),
-        ("rollout.url=http://127.0.0.1:8000/v1", "only for rollout=vllm_http"),
+        ("rollout.urls=[] rollout=vllm_http", "needs its servers"),
+        ("rollout.urls=[http://127.0.0.1:8000/v1]", "only for rollout=vllm_http"),
         ("rollout.gpu_memory_utilization=1.0", "must be below 1"),
         ("model.dtype=float16", "did you mean bfloat16?"),
         ("model.attention=flash", "(known: tree, sdpa)"),
@@ -298,14 +300,23 @@ def test_prompts_are_whole_on_every_rank() -> None:
         validate(config, ranks=4)
 
 
+def test_a_server_that_no_rank_would_ask_is_refused() -> None:
+    two = ["rollout=vllm_http", "rollout.urls=[http://127.0.0.1:8000/v1,http://127.0.0.1:8001/v1]"]
+    assert "2 servers, more than there are ranks (1)" in refused(*two)
+    config = load(two[:1])
+    config.rollout.urls.append("http://127.0.0.1:8001/v1")
+    for ranks in (2, 4):
+        validate(config, ranks)
+    assert "names a server twice" in refused(two[0], "rollout.urls=[http://127.0.0.1:8000/v1,http://127.0.0.1:8000/v1]")
+
+
 def test_a_dead_server_is_noticed_before_a_deadline_ends_the_run_unsaved() -> None:
-    http = ["rollout=vllm_http", "rollout.url=http://127.0.0.1:8000/v1"]
-    with pytest.raises(ConfigError, match="one engine a rank"):
-        validate(load(http), ranks=2)
+    http = ["rollout=vllm_http"]
     load([*http, "deadline=none"])
     load(["deadline.sync=600"])  # an engine in this process is not called over a wire
     for wait in ("sync", "rollout"):
         assert "rollout.call_seconds=600 must be below" in refused(*http, f"deadline.{wait}=600")
+    assert "in which one rank sends the weights" in refused(*http, "deadline.sync=6000")
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from dying_engines import BUDGET, DIALECT, PARALLEL, DyingSampler, forking_trainer
 from safetensors.torch import save_file
+from served import Served
 from torch import Tensor
 from trainers import TOKENS
 
@@ -254,6 +255,28 @@ def test_one_ranks_engine_dies_and_no_rank_hangs_or_samples_otherwise(tmp_path: 
         assert (quiet["revived"], other["revived"]) == (0, 2)  # all engines are built together
         for same in ("seen", "weights", "version", "answered"):
             assert quiet[same] == other[same]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_ranks_ask_one_server_or_two_and_a_death_of_one_costs_no_token(tmp_path: Path, count: int) -> None:
+    found: list[Any] = []
+    deaths: dict[int, Any] = {}
+    for name in ("calm", "shaken"):
+        servers = [Served(deaths if number == count - 1 else {}, size=len(TOKENS.tokenizer)) for number in range(count)]
+        done = two_ranks(tmp_path / name, "none", ",".join(each.url for each in servers))
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append((told(tmp_path / name), [each.loaded for each in servers]))
+        for each in servers:
+            each.close()
+        calls = servers[-1].calls  # in two steps, alike; at most twice as many in one with a death
+        deaths = {3: "died", calls + 1: "restarted"}
+    (calm, loaded), (shaken, again) = found
+    assert [each["restarts"] for each in calm + shaken] == [0, 0, 2, 2]
+    for quiet, other in zip(calm, shaken, strict=True):
+        assert (quiet["seen"], quiet["version"]) == (other["seen"], other["version"])
+    for each, more in zip(loaded, again, strict=True):
+        assert len(each) == 2 and len(more) == 4  # once a step, and after each death: by one rank, to all servers
+        assert each == loaded[0] and more == again[0] and sorted(set(more)) == sorted(each)
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_only_one_client_sends_the_weights_and_all_count_them(tmp_path: Path) ->
             asked.append(name)
             yield name, tensor
 
-    first, second = engine_of(served, tmp_path), engine_of(served, tmp_path, sends=False)
+    first, second = engine_of(served, tmp_path), engine_of(served, tmp_path, sends_to=())
     for engine in (first, second):
         engine.load_weights(gathered())
     assert len(served.loaded) == 1 and asked == ["a", "a"]

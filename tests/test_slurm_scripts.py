@@ -14,7 +14,8 @@ from apr_train.compose import load
 SCRIPTS = sorted([*(ROOT / "slurm").glob("*.sh"), *(ROOT / "slurm").glob("*.sbatch")])
 SCONTROL = """#!/usr/bin/env bash
 case "$1 $2" in
-  "show hostnames") printf 'n1\\nn2\\n' ;;
+  "show hostnames")
+    if [[ $3 =~ ^n\\[1-([0-9])\\]$ ]]; then printf 'n%s\\n' $(seq "${BASH_REMATCH[1]}"); else tr , '\\n' <<< "$3"; fi ;;
   "show node") echo "NodeName=$4 NodeAddr=$4.lan NodeHostName=$4" ;;
   *) echo "scontrol $*" >> "$FAKE/log" ;;
 esac
@@ -31,6 +32,16 @@ echo "python $*" >> "$FAKE/log"
 if [[ -n ${REACHED:-} ]]; then echo "$REACHED" > "$APR_STOPPED"; fi
 kill -USR1 $$; kill -TERM $$
 exit 1
+"""
+
+
+SERVING = """#!/usr/bin/env bash
+if [[ $* == *secrets* ]]; then echo a-token; fi
+"""
+"""All is well at once."""
+SERVER = """#!/usr/bin/env bash
+echo "$CUDA_VISIBLE_DEVICES python $*" >> "$FAKE/log"
+kill -USR1 $$
 """
 
 
@@ -170,6 +181,49 @@ def test_a_node_starts_a_rank_a_gpu_which_alone_take_the_signals(checkout: Check
     assert checkout.run("node.sh", **given, REACHED="rl/step_3")[0] == 0
 
 
+def serving(checkout: Checkout, nodes: int, **environment: str) -> tuple[int, list[str]]:
+    return checkout.run("serve_sampler.sbatch", "seed=3", SLURM_JOB_NODELIST=f"n[1-{nodes}]", **environment)
+
+
+def test_servers_are_on_the_last_nodes_and_every_rank_learns_where(checkout: Checkout) -> None:
+    (checkout.folder / ".venv/bin/python").write_text(SERVING)
+    given = {"SLURM_GPUS_ON_NODE": "2", "SLURM_CPUS_PER_TASK": "16", "APR_SERVER_NODES": "2"}
+    code, log = serving(checkout, 4, **given)
+    assert code == 0
+    (servers,) = [line for line in log if "slurm/server.sh" in line]
+    (trainers,) = [line for line in log if "slurm/node.sh" in line]
+    for word in (
+        "--nodes=2 --ntasks=4 --ntasks-per-node=2 --nodelist=n3,n4 ",
+        "--cpus-per-task=8 ",
+        "server.sh 30007 ",
+    ):
+        assert word in servers
+    assert "nodes=2 at=n1.lan:20007 srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --nodelist=n1,n2 " in trainers
+    urls = ",".join(f"http://n{node}.lan:{port}/v1" for node, port in ((3, 30007), (3, 30008), (4, 30009), (4, 30010)))
+    assert trainers.endswith(f"rollout=vllm_http rollout.urls=[{urls}]")
+    assert not [line for line in log if "token" in line]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "environment"),
+    [(1, {}), (2, {"APR_SERVER_NODES": "2"}), (2, {"APR_SERVER_NODES": "0"}), (2, {"APR_SERVERS_PER_NODE": "2"})],
+)
+def test_servers_without_ranks_that_ask_them_are_refused_at_once(
+    checkout: Checkout, nodes: int, environment: dict[str, str]
+) -> None:
+    assert serving(checkout, nodes, **environment) == (2, [])
+
+
+def test_a_server_has_a_gpu_and_a_port_of_its_own_and_no_signal_of_the_trainers(checkout: Checkout) -> None:
+    (checkout.folder / ".venv/bin/python").write_text(SERVER)
+    task = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURMD_NODENAME": "n4", "CUDA_VISIBLE_DEVICES": "4,6"}
+    code, log = checkout.run("server.sh", "30007", "seed=3", **task)
+    assert (code, log) == (0, ["6 python scripts/serve_sampler.py --host n4.lan --port 30010 seed=3"])
+    assert checkout.run("server.sh", "30007", **task | {"SLURM_LOCALID": "2"})[0] != 0  # a third server, two GPUs
+    cpu = {name: value for name, value in task.items() if name != "CUDA_VISIBLE_DEVICES"}
+    assert checkout.run("server.sh", "30007", **cpu)[0] == 0
+
+
 def test_a_missing_environment_is_said(checkout: Checkout) -> None:
     assert checkout.run("train.sbatch", APR_VENV="nowhere") == (2, [])
 
@@ -193,6 +247,9 @@ def test_a_dry_run_shows_what_to_type() -> None:
     flags = ["--job-name=mine", "--nodes=2", "--gpus-per-node=4", "--time=1:00:00", "--account=me"]
     assert command == ["sbatch", *flags, "slurm/train.sbatch", "experiment=quickstart", "name=mine"]
     assert (ROOT / "slurm/train.sbatch").read_text() in shown(config, words)
+    served = load([*words[:4], "cluster.server_nodes=1", "rollout=vllm_http", "dry_run=true"])
+    assert ranks_of(served, here=1) == 8
+    assert sbatch_command(served, [])[-2:] == ["--export=ALL,APR_SERVER_NODES=1", "slurm/serve_sampler.sbatch"]
     sft = load(
         ["experiment=quickstart", "algorithm.steps=0", "cluster=slurm", "cluster.gpus_per_node=0", "dry_run=true"]
     )

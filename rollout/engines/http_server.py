@@ -50,9 +50,9 @@ class HttpServer:
                     f"{url} gave no answer within {self.seconds:g} s (rollout.call_seconds): is the server stuck?"
                 ) from error
             except httpx.ConnectError as error:
-                raise EngineDied(f"no vLLM server at {url}: start one, or correct rollout.url") from error
+                raise EngineDied(f"no vLLM server at {url}: start one, or correct rollout.urls") from error
             except httpx.InvalidURL as error:
-                raise EngineError(f"{visible(url)} is no address: correct rollout.url") from error
+                raise EngineError(f"{visible(url)} is no address: correct rollout.urls") from error
             except httpx.HTTPError as error:
                 raise EngineDied(f"{url} broke off ({visible(first_line(error))}): see the server's log") from error
         self._check_boot(url, response)

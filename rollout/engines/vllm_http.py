@@ -2,9 +2,8 @@
 
 import asyncio
 import math
-import os
 import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +21,8 @@ from rollout.shown import visible
 
 Result = TypeVar("Result")
 
+_WEIGHTS = "sampler_weights.safetensors"
+"""The file that weights go through: one name, so that what a killed sender left is no file for ever."""
 _CHECK_SECONDS = 60.0
 """For one token of an idle server, after which it hangs."""
 _HEALTH_SECONDS = 10.0
@@ -72,7 +73,7 @@ def server_command(
 class VllmHttpEngine:
     """A running vLLM server, checked when the engine is made: that it is there, fits, and reports exact log-probs.
 
-    Weights go through a file in `weights_folder`, which the server must see under the same path. Every request carries
+    Weights go through a file in `weights_folder`, which the servers must see under the same path. Every request carries
     VLLM_API_KEY, where it is set, as a bearer token. A server that was started again in between is noticed at its first
     answer: it has other weights.
 
@@ -91,20 +92,26 @@ class VllmHttpEngine:
         max_in_flight: int = 256,
         timeout_seconds: float = 600.0,
         vocabulary: int | None = None,
-        sends: bool = True,
+        sends_to: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         """`model` may be left out when the server serves one; ids of an answer must lie below `vocabulary`. Of several
-        clients one `sends` the weights. Raises EngineError when the server is not as needed, TokenError for a token
-        that no header can carry."""
+        clients one `sends_to` all servers, by their addresses, the others to none; None: this one sends to its own.
+        Raises EngineError when the server is not as needed, TokenError for a token that no header can carry."""
         self.url = url.rstrip("/")
         self.max_context = max_context
         self.policy_version = 0
         self._weights_folder = None if weights_folder is None else Path(weights_folder)
-        self._vocabulary, self._sends = vocabulary, sends
+        self._vocabulary = vocabulary
         token = token_of()
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._server = HttpServer(headers=headers, max_in_flight=max_in_flight, seconds=timeout_seconds)
+
+        def server() -> HttpServer:
+            return HttpServer(headers=headers, max_in_flight=max_in_flight, seconds=timeout_seconds)
+
+        self._server = server()
+        to = [self.url] if sends_to is None else [each.rstrip("/") for each in sends_to]
+        self._loaded = {each: self._server if each == self.url else server() for each in to}
         self.model = ""
         self.reseed(seed)
         self.run([self._check_server(model)])
@@ -116,7 +123,8 @@ class VllmHttpEngine:
 
     @timeout_seconds.setter
     def timeout_seconds(self, seconds: float) -> None:
-        self._server.seconds = seconds
+        for server in (self._server, *self._loaded.values()):
+            server.seconds = seconds
 
     def reseed(self, seed: int) -> None:
         """Restarts the stream that seeds calls without a seed of their own, e.g. at each training step."""
@@ -144,7 +152,8 @@ class VllmHttpEngine:
 
     async def aclose(self) -> None:
         """Closes the connections of this event loop; `run` does so itself."""
-        await self._server.close()
+        for server in (self._server, *self._loaded.values()):
+            await server.close()
 
     def close(self) -> None:
         """Nothing to free: the server is not ours, and `run` closes its connections."""
@@ -157,10 +166,10 @@ class VllmHttpEngine:
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Takes all parameters of the trainer (Hugging Face names, whole tensors); empties the prefix cache.
 
-        Of several clients one sends them, and none may have a call in flight. Raises EngineError when the server cannot
-        take them, EngineDied when it is gone.
+        Of several clients one sends them, to all servers, and none may have a call in flight until it has. Raises
+        EngineError when a server cannot take them, EngineDied when it is gone.
         """
-        if self._sends:
+        if self._loaded:
             self._send(named_tensors)
         else:
             for _ in named_tensors:  # gathering them takes all ranks
@@ -170,32 +179,35 @@ class VllmHttpEngine:
     def _send(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         if self._weights_folder is None:
             raise EngineError("weights_folder is not set: name a folder that the trainer and the vLLM server both see")
-        path = self._weights_folder.resolve() / f"weights-{os.getpid()}.safetensors"
+        path = self._weights_folder.resolve() / _WEIGHTS
         # Copies: a parameter that is gathered for this turn of the loop is gone after it.
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named_tensors}
         try:
+            path.unlink(missing_ok=True)  # a killed sender's, which a server may still read: it keeps what it has open
             save_file(copies, path)
-            self.run([self._load_file(path)])
+            self.run([self._load_file(url, server, path) for url, server in self._loaded.items()])
         finally:
             path.unlink(missing_ok=True)
 
-    async def _load_file(self, path: Path) -> None:
-        root = self.url.removesuffix("/v1")
+    async def _load_file(self, url: str, server: HttpServer, path: Path) -> None:
+        if server is not self._server:  # whose start its own clients know: they notice another one
+            server.boot = None
+        root = url.removesuffix("/v1")
         load, reset = f"{root}/collective_rpc", f"{root}/reset_prefix_cache"
         body = {"method": "load_weights_file", "args": [str(path)]}
-        missing = read_missing(load, await self._server.ask("POST", load, body))
+        missing = read_missing(load, await server.ask("POST", load, body))
         if missing and missing[0].startswith(REFUSED):
             why = visible(missing[0].removeprefix(REFUSED))[:200]
-            raise EngineError(f"{self.url} cannot take the weights ({why}): does it see {path.parent}?")
+            raise EngineError(f"{url} cannot take the weights ({why}): does it see {path.parent}?")
         if missing:
             raise EngineError(
                 f"{len(missing)} parameters were not sent, e.g. {visible(missing[0])[:100]}: send all of them"
             )
         for _ in range(_CACHE_TRIES):
-            if read_success(reset, await self._server.ask("POST", reset)):
+            if read_success(reset, await server.ask("POST", reset)):
                 return
             await asyncio.sleep(_CACHE_PAUSE)
-        raise EngineError(f"{self.url} kept its prefix cache, which would mix old and new weights: calls in flight?")
+        raise EngineError(f"{url} kept its prefix cache, which would mix old and new weights: calls in flight?")
 
     async def _find_again(self, seconds: float) -> None:
         root = self.url.removesuffix("/v1")
@@ -222,7 +234,9 @@ class VllmHttpEngine:
         served = read_models(url, await self._server.ask("GET", url))
         self.model = next(iter(served)) if model is None else model
         if self.model not in served:
-            raise EngineError(f"{self.url} serves {', '.join(served)}, not {self.model}: fix rollout.url or model.path")
+            raise EngineError(
+                f"{self.url} serves {', '.join(served)}, not {self.model}: fix rollout.urls or model.path"
+            )
         longest = served[self.model]
         if longest < self.max_context:
             raise EngineError(f"{self.url} holds {longest} tokens, model.max_context is {self.max_context}: lower it")

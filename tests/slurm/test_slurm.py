@@ -138,12 +138,18 @@ def processes_of(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 @under_slurm
-def test_a_server_on_one_node_samples_for_a_trainer_on_the_other(slurm: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_servers_on_one_node_sample_for_as_many_ranks_on_the_other(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str
+) -> None:
+    monkeypatch.setitem(slurm.environment, "APR_SERVERS_PER_NODE", count)
+    monkeypatch.setitem(slurm.environment, "APR_RANKS_PER_NODE", count)
     folder = tmp_path / "run"
     small = ("experiment=quickstart", "debug=default", "rollout.kv_cache_gib=0.2")
-    number = submit(slurm, folder, *small, script="slurm/serve_sampler.sbatch")
+    number = submit(slurm, folder, *small, script="slurm/serve_sampler.sbatch", flags=("--cpus-per-task=2",))
     finished(slurm, number, folder)
-    assert json.loads((folder / "summary.json").read_text())["gap_logprob_mean_abs"] <= 1e-4
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["gap_logprob_mean_abs"] <= 1e-4 and summary["ranks"] == int(count)
     assert not processes_of(folder)  # the server has ended too
 
 
