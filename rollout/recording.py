@@ -34,13 +34,17 @@ class Budget:
 class Strategy:
     """How the threads of a block are sampled. `fork_join`: without each other. `group_think`: in lockstep, each seeing
     the others' earlier tokens, their positions `stride` apart (None: as far as they may get). `hogwild`: the same over
-    one shared cache in which every reader has positions of its own.
+    one shared cache in which every reader has positions of its own. `in_order`: one after the other, each seeing those
+    before it, as a decoder without threads writes the same tags; transcript joins only.
 
-    `thread_vectors`: the model has a learned vector per thread (stitched joins only), and adds it."""
+    `thread_vectors`: the model has a learned vector per thread (stitched joins only), and adds it. `banned_ids` are
+    never sampled: the tags that fork, where what a policy does without them is asked. Nothing trains on such a
+    trajectory, nor on one sampled in order."""
 
-    name: Literal["fork_join", "group_think", "hogwild"] = "fork_join"
+    name: Literal["fork_join", "group_think", "hogwild", "in_order"] = "fork_join"
     stride: int | None = None
     thread_vectors: bool = False
+    banned_ids: tuple[int, ...] = ()
 
 
 class Recording:

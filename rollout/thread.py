@@ -34,7 +34,7 @@ class Thread:
         self.own: list[int] = []
         self.sampled: list[int] = []
         self.spent = self.turns = self.blocks = 0
-        self.begun = False  # the client forked before the first turn
+        self.begun = self.closed = False  # the client forked before the first turn; it closed this thread
         self.open: dict[int, _Open] = {}
         self.event: Event = "truncated"
 
@@ -101,7 +101,8 @@ class Thread:
             most = min(most, run.budget.thread - len(self.sampled))
         seed = None if run.seed is None else mix(run.seed, *self.name, self.turns)
         stops = run.dialect.stops(self.name)
-        return Sampling(most, stops, run.temperature, seed, race=race) if most >= 1 else None
+        banned = run.strategy.banned_ids
+        return Sampling(most, stops, run.temperature, seed, banned, race) if most >= 1 else None
 
     def read(self, done: Completion) -> Reading:
         """How the dialect understands a completion of this thread."""
@@ -151,6 +152,9 @@ class Thread:
         if self.begun and block == 0:
             raise DialectError("a dialect whose client starts with a block cannot fork in its first turn: names clash")
         self.begun = not self.turns
+        if run.strategy.name == "in_order":
+            self._join(fork, await self._one_by_one(fork, block, parent, shares), parent)
+            return True
         children = [
             self._child(child, (*self.name, block, k), parent, *shares) for k, child in enumerate(fork.children, 1)
         ]
@@ -184,10 +188,45 @@ class Thread:
         for child in fork.children:
             if child.fresh:
                 tokens = min(tokens, run.engine.max_context - len(child.header) - len(child.close))
-        ahead = self.deadline - run.finish[parent] - len(fork.shared) - max(frames) - join - reserve - self._promised()
+        in_order = run.strategy.name == "in_order"
+        frame = sum(frames) if in_order else max(frames)
+        ahead = self.deadline - run.finish[parent] - len(fork.shared) - frame - join - reserve - self._promised()
         copies = shares * passes_copies
-        critical = min(ahead // (1 + copies), tokens)
+        critical = min(ahead // (n if in_order else 1 + copies), tokens)
         return (tokens, critical) if critical >= 1 else None
+
+    async def _one_by_one(self, fork: Fork, block: int, parent: int, shares: tuple[int, int]) -> list["Thread"]:
+        """Runs the threads one after the other, each after what all before it wrote: no two at once."""
+        run, own = self.all, list(self.context)
+        if run.dialect.join_rule != "transcript" or fork.ends != "all" or fork.label is not None:
+            raise DialectError(
+                "strategy=in_order writes blocks that are met at once, as one text: a dialect with a transcript join, "
+                "without races"
+            )
+        children: list[Thread] = []
+        for k, child in enumerate(fork.children, 1):
+            thread = self._child(child, (*self.name, block, k), parent, *shares)
+            children.append(thread)
+            await thread.run()
+            self._close(child, thread)
+            parent = thread.context[-1]
+            self.context = list(thread.context)
+        self.context = own
+        for thread in children[1:]:  # what the parent is given of each is its own, not what it saw of the others
+            mine = len(thread.name)
+            after = thread.context[len(own) :]
+            thread.context = [*own, *(at for at in after if run.segments[at].thread[:mine] == thread.name)]
+        return children
+
+    def _close(self, child: Child, thread: "Thread") -> None:
+        """Closes a thread that did not close itself."""
+        if thread.event == "join" or thread.closed:
+            return
+        thread.closed = True
+        note = {"final": "thread/eos", "cancelled": "thread/cut"}.get(thread.event, "thread/forced close")
+        self.all.note(note)
+        if child.close:
+            thread.context.append(self.force(child.close, thread.context[-1], thread.name))
 
     def _child(self, child: Child, name: tuple[int, ...], parent: int, tokens: int, critical: int) -> "Thread":
         header = self.force(child.header, parent, name) if child.header else parent
@@ -206,11 +245,8 @@ class Thread:
             shown = [thread for thread in children if thread.event == "join"][:1]
         for child, thread in zip(fork.children, children, strict=True):
             self._pay(thread.spent)
-            if thread.event == "join" or (thread.event == "cancelled" and thread not in shown):
-                continue
-            run.note({"final": "thread/eos", "cancelled": "thread/cut"}.get(thread.event, "thread/forced close"))
-            if child.close:
-                thread.context.append(self.force(child.close, thread.context[-1], thread.name))
+            if thread.event != "cancelled" or thread in shown:
+                self._close(child, thread)
         ends = tuple(thread.context[-1] for thread in shown)
         if run.dialect.join_rule != "message":
             begin = len(self.context)
