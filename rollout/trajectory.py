@@ -11,7 +11,8 @@ Origin = Literal["prompt", "sampled", "forced"]
 Event = Literal["fork", "wait", "join", "final", "malformed", "truncated", "cancelled", "kept"]
 """How a call ended: it forked; it waits for threads that it forked earlier; a thread closed itself and joins its
 parent; the response is complete; a breach of the grammar; out of tokens; a sibling ended the block first; or nothing
-ended: a request is recorded as two calls where later contexts keep only its first part (`kept`)."""
+ended: a request is recorded as two calls where later contexts keep only its first part, or others go on from a thought
+that a strategy sampled (`kept`)."""
 Outcome = Literal["answered", "forced_answer", "malformed", "truncated"]
 Attention = Literal["causal", "stitched", "synchronous", "hogwild"]
 """How the tokens of a call's context saw each other. `causal`: each all before it, as any engine reads flat ids.
@@ -183,7 +184,8 @@ class Trajectory:
 def look(segments: Sequence[Segment], context: Sequence[int], attention: Attention, number: int | None = None) -> View:
     """The view of a call whose context are these segments, in this order, of a trajectory that may still be growing.
 
-    `number`, where threads have vectors: that of the thread which samples.
+    `number`, where threads have vectors: that of the thread which samples. A prompt sees nothing before it, whatever it
+    waited for.
     """
     pieces = [segments[index].ids for index in context]
     if attention == "causal":
@@ -191,8 +193,9 @@ def look(segments: Sequence[Segment], context: Sequence[int], attention: Attenti
     if attention != "stitched":
         raise TrajectoryError("threads that see each other token by token have no view of pieces")
     place = {index: at for at, index in enumerate(context)}
+    above = [() if segments[index].origin == "prompt" else segments[index].parents for index in context]
     threads = () if number is None else (*(segments[index].number for index in context), number)
-    return View.stitched(pieces, [[place[parent] for parent in segments[index].parents] for index in context], threads)
+    return View.stitched(pieces, [[place[parent] for parent in parents] for parents in above], threads)
 
 
 def _floats(values: list[float] | None) -> tuple[float, ...] | None:

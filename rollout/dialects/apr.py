@@ -58,6 +58,7 @@ class Apr:
         self.tokens, self.eos, self.join_rule = tokens, tokens.eos, join or self.joins[0]
         self.surface = search_trace.SURFACES[read_options("dialect apr", AprOptions, options, DialectError).surface]
         self.calling, self.end_calling, self.subs, self.end_subs = map(tokens.tag, search_trace.TAGS)
+        self.tag_ids = frozenset((self.calling, self.end_calling, self.subs, self.end_subs))
         self.newline = tokens.text("\n")
 
     def begin(self) -> Fork | None:

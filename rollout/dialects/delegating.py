@@ -36,7 +36,7 @@ class Delegating(Reasoning):
         super().__init__(tokens)
         self.join_rule: Join = join or self.joins[0]
         self.options = self.read_options(options)
-        self._tag_ids = frozenset((*map(tokens.tag, self.tags(options)), self.eos))
+        self.tag_ids = frozenset((*map(tokens.tag, self.tags(options)), self.eos))
 
     def child(self, task: Ids) -> Child:
         """A thread that is prompted with these ids."""
@@ -44,14 +44,14 @@ class Delegating(Reasoning):
 
     def is_task(self, ids: Ids) -> bool:
         """Whether these ids can be a task: something, and no tag in it."""
-        return bool(ids) and not self._tag_ids.intersection(ids)
+        return bool(ids) and not self.tag_ids.intersection(ids)
 
     def given_back(self, result: Result) -> Ids:
         """The answer of a thread: what follows its `</think>`; nothing when it did not end, or never got there."""
         if not result.closed or self.end_think not in result.ids:
             return ()
         answer = result.ids[result.ids.index(self.end_think) + 1 :]
-        return tuple(token for token in answer if token not in self._tag_ids)
+        return tuple(token for token in answer if token not in self.tag_ids)
 
     def force_answer(self, response: Ids) -> Ids:
         return () if self.end_think in response else (self.end_think,)
@@ -63,7 +63,7 @@ class Delegating(Reasoning):
         for call in trajectory.calls:
             sampled = trajectory.segments[call.sampled]
             written.setdefault(sampled.thread, []).extend(sampled.ids)
-            tags = tuple(t for t in sampled.ids if t in self._tag_ids and t not in self._frame)
+            tags = tuple(t for t in sampled.ids if t in self.tag_ids and t not in self._frame)
             if not self.is_turn(call, tags):
                 return "a tag outside its place" if call.event in ("fork", "wait", "final", "join") else "cut off"
         if "thread/never joined" in trajectory.notes:

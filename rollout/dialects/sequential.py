@@ -39,6 +39,7 @@ class Sequential(Reasoning):
     def __init__(self, tokens: Tokens, join: Join | None = None, options: Mapping[str, Any] = NO_SETTINGS) -> None:
         super().__init__(tokens)
         self.join_rule: Join = join or self.joins[0]
+        self.tag_ids = frozenset((self.think, self.end_think))
 
     def stops(self, thread: Name) -> Ids:
         return (self.eos,)

@@ -114,7 +114,7 @@ class Tagged(Reasoning):
         self.closing = len(self.closers) + 1
         self._ends = tuple(dict.fromkeys(self.end_thread(k) for k in range(1, (self.rules.threads or 1) + 1)))
         self._joined = self._marked(self.rules.join)
-        self._tag_ids = frozenset(map(tag, self.tags(options)))
+        self.tag_ids = frozenset(map(tag, self.tags(options)))
 
     def end_thread(self, thread: int) -> int:
         """The id with which thread `thread` (from 1) ends itself."""
@@ -156,7 +156,7 @@ class Tagged(Reasoning):
             return 0, False, f"no {opens[-1]} right after {opens[0]}"
         count, at, kinds = 0, len(self.opens), set[int]()
         while at < len(rest):
-            end = next((i for i in range(at + 1, len(rest)) if rest[i] in self._tag_ids), None)
+            end = next((i for i in range(at + 1, len(rest)) if rest[i] in self.tag_ids), None)
             if rest[at] not in self.items or end is None or rest[end] != self.items[rest[at]]:
                 return 0, False, f"something other than items between {opens[-1]} and {forks}"
             kinds.add(rest[at])
@@ -173,7 +173,7 @@ class Tagged(Reasoning):
         kept: list[int] = []
         inside = False
         for token in ids:
-            if token in self._tag_ids:
+            if token in self.tag_ids:
                 inside = token in self.items
             elif not inside and not self.tokens.decode((token,)).strip():
                 continue
@@ -222,7 +222,7 @@ class Tagged(Reasoning):
         owed: dict[Name, Ids] = {(): self.concludes} if self.rules.begins else {}  # what each thread must write first
         for call in trajectory.calls:
             sampled = trajectory.segments[call.sampled]
-            name, tags = sampled.thread, [token for token in sampled.ids if token in self._tag_ids]
+            name, tags = sampled.thread, [token for token in sampled.ids if token in self.tag_ids]
             if name and {self.think, self.end_think}.intersection(tags):
                 return "a thread holds a tag, or did not close itself"
             first = owed.get(name, ())

@@ -1,0 +1,58 @@
+"""Self-consistency (arXiv 2203.11171): many independent responses, and the answer that most of them give."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rollout.strategies.answers import answer_text
+from rollout.strategies.base import Candidate, Question, Setting, Solved, StrategyError, candidate
+from rollout.strategies.merge import merge
+from rollout.strategies.sampling import sample
+from rollout.tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SelfConsistencyOptions:
+    """`samples`: the paper's 40 (there at temperature 0.5 to 0.7 with top-k 40; here the run's own temperature, and no
+    truncation)."""
+
+    samples: int = 40
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise StrategyError(f"strategy self_consistency needs samples of 1 or more, got {self.samples}")
+
+
+class SelfConsistency:
+    """Unfinished responses have no vote."""
+
+    def __init__(self, options: SelfConsistencyOptions) -> None:
+        self.options = options
+
+    async def solve(self, setting: Setting, question: Question, seed: int) -> Solved:
+        trajectories = await sample(setting, question, self.options.samples, seed)
+        candidates = tuple(map(candidate, trajectories))
+        chosen = majority(setting.tokens, candidates)
+        response = () if chosen is None else candidates[chosen].response
+        return Solved(merge(setting, question, trajectories, chosen), response, candidates)
+
+
+def groups(tokens: Tokens, candidates: Sequence[Candidate]) -> dict[str, list[int]]:
+    """Finished candidates by the text of their answer, as indices; both in the order of the candidates."""
+    found: dict[str, list[int]] = {}
+    for index, each in enumerate(candidates):
+        if each.response:
+            found.setdefault(answer_text(tokens.decode(each.response[:-1])), []).append(index)
+    return found
+
+
+def majority(tokens: Tokens, candidates: Sequence[Candidate]) -> int | None:
+    """The candidate of the largest group with the highest mean log-prob; None when none finished.
+
+    Of groups of one size the one wins that holds the highest mean log-prob; of equal ones the first sampled.
+    """
+    ranked = [
+        (len(group), candidates[best].logprob, -best)
+        for group in groups(tokens, candidates).values()
+        for best in [max(group, key=lambda index: (candidates[index].logprob, -index))]
+    ]
+    return -max(ranked)[2] if ranked else None
