@@ -2,64 +2,90 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from rewards.scored import Group, Scored
 from rewards.verdict import Verdict
 from rollout.critical_path import measure
 from rollout.errors import UserError, shortened
 from rollout.trajectory import Trajectory, TrajectoryError
+from rollout.viewer import Recorded
 
 
 class StoredError(UserError, ValueError):
     """A file of rollouts cannot be read. Names file, line and reason."""
 
 
-def line_of(step: int, scored: Scored, reward: float, advantage: float) -> str:
-    """One line: step, reward (null when not judged), advantage of the root, verdict, flaw, trajectory."""
-    head = {
+def line_of(
+    step: int, scored: Scored, reward: float, advantage: float, terms: Mapping[str, float] | None = None
+) -> str:
+    """One line: step, reward (null when not judged), advantage of the root, verdict, flaw, trajectory; with `terms`
+    also the reward's summands by name, without those that were not judged."""
+    head: dict[str, Any] = {
         "step": step,
         "reward": None if math.isnan(reward) else reward,
         "advantage": advantage,
         "verdict": scored.verdict,
         "flaw": scored.flaw,
     }
+    if terms is not None:
+        head["terms"] = {name: value for name, value in terms.items() if not math.isnan(value)}
     return json.dumps({**head, "trajectory": json.loads(scored.trajectory.to_json())}, separators=(",", ":")) + "\n"
 
 
 def read_groups(files: Sequence[Path]) -> list[tuple[int, Group]]:
     """(step, group) of recorded rollouts: those of one step and one problem are a group. Raises StoredError."""
     found: dict[tuple[int, str], list[Scored]] = {}
+    for each in read_recorded(files):
+        trajectory = each.trajectory
+        scored = Scored(trajectory, measure(trajectory), cast(Verdict, each.verdict), each.flaw)
+        found.setdefault((each.step, trajectory.problem_id), []).append(scored)
+    return [(step, Group(tuple(members))) for (step, _), members in found.items()]
+
+
+def read_recorded(files: Sequence[Path]) -> list[Recorded]:
+    """All rollouts of the files, in order. Raises StoredError, also when there are none."""
+    found: list[Recorded] = []
     for file in files:
         try:
             lines = file.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or error
             raise StoredError(f"{file} cannot be read: {why}") from error
-        for number, line in enumerate(lines, start=1):
-            step, scored = _read(line, f"{file}:{number}")
-            found.setdefault((step, scored.trajectory.problem_id), []).append(scored)
+        found += [_read(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
     if not found:
         raise StoredError(f"no rollouts in {', '.join(map(str, files))}: set logger.rollouts_every to record some")
-    return [(step, Group(tuple(members))) for (step, _), members in found.items()]
+    return found
 
 
-def _read(line: str, where: str) -> tuple[int, Scored]:
+def _read(line: str, where: str) -> Recorded:
     try:
         raw: Any = json.loads(line)
         if not isinstance(raw, dict):
             raise TypeError(f"a line is an object, not {type(raw).__name__}")
         trajectory = Trajectory.from_json(json.dumps(raw["trajectory"]))
-        verdict, step = raw["verdict"], int(raw["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        verdict, step, flaw = raw["verdict"], int(raw["step"]), raw.get("flaw")
+        if not (flaw is None or isinstance(flaw, str)):
+            raise TypeError(f"flaw {flaw!r} is no text")
+        terms = {name: _number(value) for name, value in raw.get("terms", {}).items()}
+        told = [None if own is None else [_number(value) for value in own] for own in raw.get("trainer_logprobs") or ()]
+        reward, advantage = (None if raw.get(name) is None else _number(raw[name]) for name in ("reward", "advantage"))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         cause = (isinstance(error, TrajectoryError) and error.__cause__) or error
         why = shortened(f"{type(cause).__name__}: {cause}")
         raise StoredError(f"{where} is no recorded rollout ({why})") from error
     if verdict not in get_args(Verdict):
         raise StoredError(f"{where}: verdict {verdict!r} is none of {', '.join(get_args(Verdict))}")
-    return step, Scored(trajectory, measure(trajectory), verdict, raw.get("flaw"))
+    return Recorded(step, trajectory, verdict, reward, advantage, flaw, terms, told or None)
+
+
+def _number(value: Any) -> float:
+    """TypeError for what is no number, OverflowError for one that no float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def check_writable(*files: Path | None) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rollout.trajectory import Trajectory
+from rollout.trajectory import Segment, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +35,45 @@ class Lengths:
         return self.parallel_tokens / self.l_total if self.l_total else 0.0
 
 
+def counted(segment: Segment) -> int:
+    """Response tokens of a segment: a prompt's never count."""
+    return 0 if segment.origin == "prompt" else len(segment.ids)
+
+
+def finish_times(trajectory: Trajectory) -> list[int]:
+    """When each segment ends, in tokens of its longest chain; it started `counted(segment)` tokens earlier."""
+    finish: list[int] = []
+    for segment in trajectory.segments:
+        finish.append(counted(segment) + max((finish[parent] for parent in segment.parents), default=0))
+    return finish
+
+
+def critical_segments(trajectory: Trajectory) -> list[int]:
+    """The segments of one longest chain, first to last: their counted tokens sum to L_critical.
+
+    Where several are as long, the one through the earliest recorded segments.
+    """
+    finish = finish_times(trajectory)
+    if not finish:
+        return []
+    chain = [finish.index(max(finish))]
+    while parents := trajectory.segments[chain[-1]].parents:
+        chain.append(max(sorted(parents), key=finish.__getitem__))
+    return chain[::-1]
+
+
 def measure(trajectory: Trajectory) -> Lengths:
     """Counts every response segment once; L_critical is the longest path over `Segment.parents`.
 
     A root that writes 3 tokens, forks threads of 5 and 9 (2 forced header tokens each), then answers with 2:
     L_total = 3 + (2+5) + (2+9) + 2 = 23, L_critical = 3 + 2 + 9 + 2 = 16.
     """
-    finish: list[int] = []
+    finish = finish_times(trajectory)
     l_total = parallel_tokens = 0
     for segment in trajectory.segments:
-        own = 0 if segment.origin == "prompt" else len(segment.ids)
+        own = counted(segment)
         l_total += own
         parallel_tokens += own if segment.thread else 0
-        finish.append(own + max((finish[parent] for parent in segment.parents), default=0))
     threads = {segment.thread for segment in trajectory.segments if segment.thread}
     widths: dict[tuple[int, ...], int] = {}
     for thread in threads:
