@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.verdict import Verdict
+from rewards.verify import child as child_module
 from rewards.verify import math as math_module
 from rewards.verify.countdown import MAX_CHARACTERS, countdown
 from rewards.verify.exact import exact_integers, exact_text
@@ -189,6 +190,8 @@ def verifier() -> Iterator[MathVerifier]:
         ("<think>5</think>", None),
         ("5-3 = 2. Thus $1,250.50!", "1,250.50"),
         ("about 3/4", "3/4"),
+        ("It is .0672.", ".0672"),
+        ("section.5", None),
         ("x2", None),
         ("٣", None),
     ],
@@ -252,30 +255,30 @@ def test_a_child_that_is_killed_costs_no_verdict() -> None:
 
 
 def test_a_child_that_is_killed_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, starts = math_module._Worker._read, [0]  # pyright: ignore[reportPrivateUsage]
+    read, starts = child_module.Worker._read, [0]  # pyright: ignore[reportPrivateUsage]
 
     def dies(process: Any, seconds: float) -> Any:
         starts[0] += seconds != 20
         if starts[0] == 1:
-            raise math_module._WorkerDied  # pyright: ignore[reportPrivateUsage]
+            raise child_module.WorkerDied  # pyright: ignore[reportPrivateUsage]
         return read(process, seconds)
 
-    monkeypatch.setattr(math_module._Worker, "_read", staticmethod(dies))  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(child_module.Worker, "_read", staticmethod(dies))  # pyright: ignore[reportPrivateUsage]
     with MathVerifier(deadline_s=20) as verify:
         assert verify("72", "72") == "correct"
         assert starts == [2]
 
 
 def test_an_answer_that_kills_every_child_is_an_error_and_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, died = math_module._Worker._read, [0]  # pyright: ignore[reportPrivateUsage]
+    read, died = child_module.Worker._read, [0]  # pyright: ignore[reportPrivateUsage]
 
     def dies(process: Any, seconds: float) -> Any:
         if seconds == 20:  # the reply, not the start
             died[0] += 1
-            raise math_module._WorkerDied  # pyright: ignore[reportPrivateUsage]
+            raise child_module.WorkerDied  # pyright: ignore[reportPrivateUsage]
         return read(process, seconds)
 
-    monkeypatch.setattr(math_module._Worker, "_read", staticmethod(dies))  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(child_module.Worker, "_read", staticmethod(dies))  # pyright: ignore[reportPrivateUsage]
     with MathVerifier(deadline_s=20) as verify:
         assert verify("72", "72") == "error"
         assert died == [2]
@@ -296,7 +299,7 @@ def test_an_interrupt_between_question_and_reply_does_not_shift_the_verdicts(mon
     with MathVerifier(deadline_s=20) as verify:
         assert verify("72", "72") == "correct"
         with monkeypatch.context() as patch:
-            patch.setattr(math_module._Worker, "_read", staticmethod(interrupted))  # pyright: ignore[reportPrivateUsage]
+            patch.setattr(child_module.Worker, "_read", staticmethod(interrupted))  # pyright: ignore[reportPrivateUsage]
             with pytest.raises(KeyboardInterrupt):
                 verify("72", "72")
         assert verify("73", "72") == "wrong"
@@ -318,13 +321,13 @@ def test_many_answers_on_two_workers_keep_their_order() -> None:
 def test_several_hung_answers_delay_and_zero_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """More hung ones than workers, among good ones: every good one is judged before anybody is waited for."""
     asked: list[tuple[str, float]] = []
-    ask = math_module._Worker.ask  # pyright: ignore[reportPrivateUsage]
+    ask = child_module.Worker.ask  # pyright: ignore[reportPrivateUsage]
 
     def recorded(self: object, answer: str, gold: str, deadline_s: float) -> Verdict:
         asked.append((answer, deadline_s))
         return ask(self, answer, gold, deadline_s)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(math_module._Worker, "ask", recorded)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(child_module.Worker, "ask", recorded)  # pyright: ignore[reportPrivateUsage]
     hung = r"\boxed{9^{9^{9^9}}}"
     pairs = [(hung, "72"), (hung, "72"), ("72", "72"), (hung, "72"), ("36", "36"), ("5", "6"), (hung, "1")]
     with MathVerifier(deadline_s=1.5, workers=2) as verify:

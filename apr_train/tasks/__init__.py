@@ -8,8 +8,11 @@ from apr_train.tasks.base import Task, TaskError
 from apr_train.tasks.corpus import Corpus, CorpusOptions
 from apr_train.tasks.countdown import Countdown, CountdownOptions
 from apr_train.tasks.countdown_search import CountdownSearch, SearchOptions
+from apr_train.tasks.gym import Gym, GymOptions
 from apr_train.tasks.jsonl import Jsonl, JsonlOptions
 from apr_train.tasks.multiplication import Multiplication, MultiplicationOptions
+from apr_train.tasks.set_intersection import SetIntersection, SetIntersectionOptions
+from apr_train.tasks.sorting import Sorting, SortingOptions
 from rollout.options import hint, read_options
 
 _TASKS: dict[str, tuple[Callable[[Any], Task], type]] = {
@@ -19,6 +22,9 @@ _TASKS: dict[str, tuple[Callable[[Any], Task], type]] = {
     "countdown_search": (CountdownSearch, SearchOptions),
     "jsonl": (Jsonl, JsonlOptions),
     "multiplication": (Multiplication, MultiplicationOptions),
+    "reasoning_gym": (Gym, GymOptions),
+    "set_intersection": (SetIntersection, SetIntersectionOptions),
+    "sorting": (Sorting, SortingOptions),
 }
 
 

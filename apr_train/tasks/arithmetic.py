@@ -1,9 +1,10 @@
 """The toy: independent chains that count on from a digit; the answer collects where each one ends."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from random import Random
-from string import ascii_lowercase
+from string import ascii_lowercase, ascii_uppercase
 
 from apr_train.tasks.base import Form, Problem, Split, TaskError
 from apr_train.tasks.split import balanced, draw, generator, hashed
@@ -108,6 +109,16 @@ class Arithmetic:
             name = f"{self.name}-{split}-{seed}-{index}"
             found.append(Problem(name, surface.prompt, surface.answer, parts, meta))
         return found
+
+    def split(self, problem: Problem) -> list[str]:
+        """A problem for each chain, under the name that the only chain of a problem has. 'a8,b1+2*3=': 'a8*3=' and
+        'a1+2*3='."""
+        chains, _, steps = problem.prompt.partition("*")
+        return [f"{ascii_lowercase[0]}{chain[1:]}*{steps}" for chain in chains.split(",")]
+
+    def merge(self, problem: Problem, answers: Sequence[str]) -> str:
+        """What each chain ends with, under its own name again. 'A1' and 'A7': 'A1B7'."""
+        return "".join(f"{name}{answer[1:]}" for name, answer in zip(ascii_uppercase, answers, strict=False))
 
     def demonstration(self, problem: Problem, form: Form) -> Demonstration:
         """See Task. Sequential: a line per chain; parallel: a thread per chain; checked: the lines, and then one to

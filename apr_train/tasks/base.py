@@ -1,7 +1,8 @@
 """What a task is: problems, their demonstrations, and the verifier of their answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from rewards.verdict import Verifier
 from rollout.demonstration import Demonstration
@@ -28,6 +29,28 @@ class Problem:
     answer: str
     parts: int | None = None
     meta: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@runtime_checkable
+class Splittable(Protocol):
+    """A task that knows the parts of its problems, for strategies that take problems apart (docs/strategies.md)."""
+
+    def split(self, problem: Problem) -> list[str]:
+        """The texts of the parts, each a problem of its own."""
+        ...
+
+    def merge(self, problem: Problem, answers: Sequence[str]) -> str:
+        """The answer to the whole, from those of the parts in order."""
+        ...
+
+
+@runtime_checkable
+class Rating(Protocol):
+    """A task that can tell how far an answer is from right without the gold one, as Graph of Thoughts does."""
+
+    def rate(self, text: str, answer: str) -> float:
+        """0 to 1, of an answer to the problem `text`: 1 where nothing is wrong with it, 0 for what is no answer."""
+        ...
 
 
 class Task(Protocol):

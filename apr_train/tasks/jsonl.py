@@ -1,4 +1,4 @@
-"""Problems from a JSONL file or a Hugging Face dataset, judged by math-verify; demonstrations from a JSONL file."""
+"""Problems from JSONL files or a Hugging Face dataset, judged by math-verify; demonstrations from a JSONL file."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,9 +18,11 @@ from rollout.options import hint
 
 @dataclass(frozen=True, slots=True)
 class JsonlOptions:
-    """Exactly one of `path` (a file) and `dataset` (a hub name or folder for `datasets.load_dataset`)."""
+    """Exactly one of `path` (a file), `paths` (several) and `dataset` (a hub name or folder for
+    `datasets.load_dataset`). `Problem.meta["source"]` names the file (without its ending) or the dataset."""
 
     path: str | None = None
+    paths: tuple[str, ...] = ()
     dataset: str | None = None
     config: str | None = None
     """The dataset's configuration, e.g. `main`."""
@@ -30,10 +32,14 @@ class JsonlOptions:
     heldout_split: str | None = None
     heldout_share: float = 0.05
     """Share of the problems held out by a hash of their text, where no held-out file or split is named."""
+    heldout_only: bool = False
+    """All rows are held out, and to train on them is refused: a benchmark."""
     problem_column: str = "problem"
     answer_column: str = "answer"
     id_column: str | None = None
     """null numbers the rows: gsm8k_train:1."""
+    level_column: str | None = None
+    """How hard a problem is, for `Problem.meta["level"]` of the rows that have this column."""
     suffix: str = ""
     """Written after every problem."""
     demonstrations: str | None = None
@@ -42,12 +48,16 @@ class JsonlOptions:
     verifier_workers: int = 1
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.dataset is None):
-            raise TaskError("task jsonl needs exactly one of data.options.path and data.options.dataset")
+        if [self.path is None, not self.paths, self.dataset is None].count(False) != 1:
+            raise TaskError(
+                "task jsonl needs exactly one of data.options.path, data.options.paths and data.options.dataset"
+            )
         if self.heldout_path is not None and self.heldout_split is not None:
             raise TaskError("task jsonl takes heldout_path or heldout_split, not both")
         if self.heldout_split is not None and self.dataset is None:
             raise TaskError("task jsonl: heldout_split belongs to a dataset; a file's partner is heldout_path")
+        if self.heldout_only and (self.heldout_path is not None or self.heldout_split is not None):
+            raise TaskError("task jsonl: heldout_only=true holds every row out; name no heldout_path or heldout_split")
         if not 0 < self.heldout_share < 1:
             raise TaskError(f"task jsonl needs 0 < heldout_share < 1, got {self.heldout_share}")
 
@@ -89,7 +99,7 @@ def read_dataset(name: str, config: str | None, split: str) -> Iterator[Row]:
         yield f"{name}[{split}]:{number}", row
 
 
-def _text(where: str, row: Mapping[str, Any], column: str) -> str:
+def cell(where: str, row: Mapping[str, Any], column: str) -> str:
     """A column's text; numbers are written out. TaskError when it is missing, empty or something else."""
     if column not in row:
         raise TaskError(f"{where}: no column {column!r}; {hint(column, sorted(row))}")
@@ -121,7 +131,7 @@ def read_demonstration(where: str, row: Mapping[str, Any]) -> Demonstration:
                 )
     if not pieces:
         raise TaskError(f"{where}: reasoning must be a list of at least one piece")
-    return Demonstration(tuple(pieces), _text(where, row, "answer"))
+    return Demonstration(tuple(pieces), cell(where, row, "answer"))
 
 
 def _is_thread(thread: Any) -> bool:
@@ -145,8 +155,8 @@ class Jsonl:
         self._demonstrations = self._read_demonstrations()
         self._problems: dict[Split, list[Problem]] = {"train": [], "heldout": []}
         ids: dict[str, str] = {}
-        for split, where, row in self._rows():
-            problem = self._problem(where, row)
+        for split, source, where, row in self._rows():
+            problem = self._problem(source, where, row)
             if problem.id in ids:
                 raise TaskError(f"{where}: id {problem.id!r} was already used at {ids[problem.id]}")
             ids[problem.id] = where
@@ -156,13 +166,22 @@ class Jsonl:
         self._check_sides(ids)
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        """See Task. No row comes twice: TaskError when the split has fewer than `count`."""
+        """See Task. No row comes twice: TaskError when the split has fewer than `count`, or none on purpose."""
         random = generator(self.name, split, count, seed)
+        if count and split == "train" and self.options.heldout_only:
+            raise TaskError(
+                f"{self._named()} is for evaluation only (data.options.heldout_only=true): train on other data, "
+                "or set algorithm.steps=0 and sft=none"
+            )
         if count > len(self._problems[split]):
             key = "data.train_problems" if split == "train" else "eval.problems"
             has = len(self._problems[split])
             raise TaskError(f"{key}={count}: ask for fewer {split} problems, the data has {has}")
         return random.sample(self._problems[split], count)
+
+    def size(self, split: Split) -> int:
+        """How many problems the data has of a split."""
+        return len(self._problems[split])
 
     def demonstration(self, problem: Problem, form: Form) -> Demonstration:
         """See Task. TaskError when the demonstrations file has none for the problem, or none with threads."""
@@ -176,34 +195,39 @@ class Jsonl:
             raise TaskError(f"problem {problem.id} is demonstrated without threads: only the sequential form exists")
         return found
 
-    def _rows(self) -> Iterator[tuple[Split | None, str, Mapping[str, Any]]]:
-        """Rows with their split, None where the hash decides."""
+    def _named(self) -> str:
+        several = ", ".join(Path(path).stem for path in self.options.paths)
+        return self.options.path or several or str(self.options.dataset)
+
+    def _rows(self) -> Iterator[tuple[Split | None, str, str, Any]]:
+        """(split, None where the hash decides; source; where the row stands; the row)."""
         options = self.options
         apart = options.heldout_path is not None or options.heldout_split is not None
-        if options.path is not None:
-            rows = read_file(options.path)
-        else:
-            rows = read_dataset(str(options.dataset), options.config, options.split)
-        for where, row in rows:
-            yield "train" if apart else None, where, row
+        first: Split | None = "heldout" if options.heldout_only else "train" if apart else None
+        if options.dataset is not None:
+            yield from _from(first, options.dataset, read_dataset(options.dataset, options.config, options.split))
+        for path in options.paths or ([] if options.path is None else [options.path]):
+            yield from _from(first, Path(path).stem, read_file(path))
         if options.heldout_path is not None:
-            for where, row in read_file(options.heldout_path):
-                yield "heldout", where, row
+            yield from _from("heldout", Path(options.heldout_path).stem, read_file(options.heldout_path))
         elif options.heldout_split is not None:
-            for where, row in read_dataset(str(options.dataset), options.config, options.heldout_split):
-                yield "heldout", where, row
+            name = str(options.dataset)
+            yield from _from("heldout", name, read_dataset(name, options.config, options.heldout_split))
 
-    def _problem(self, where: str, row: Mapping[str, Any]) -> Problem:
+    def _problem(self, source: str, where: str, row: Mapping[str, Any]) -> Problem:
         options = self.options
-        problem = _text(where, row, options.problem_column).strip()
-        answer = _text(where, row, options.answer_column).strip()
-        source = where if options.path is None else f"{Path(where).stem}:{where.rpartition(':')[2]}"
-        name = source if options.id_column is None else _text(where, row, options.id_column)
+        problem = cell(where, row, options.problem_column).strip()
+        answer = cell(where, row, options.answer_column).strip()
+        place = where if options.dataset is not None else f"{source}:{where.rpartition(':')[2]}"
+        name = place if options.id_column is None else cell(where, row, options.id_column)
         found = self._demonstrations.get(name) or self._demonstrations.get(problem)
         parts = None
         if found is not None:
             parts = next((len(piece.threads) for piece in found.reasoning if isinstance(piece, Block)), 1)
-        return Problem(name, problem + options.suffix, answer, parts, {"problem": problem})
+        meta = {"problem": problem, "source": source}
+        if options.level_column is not None and options.level_column in row:
+            meta["level"] = cell(where, row, options.level_column)
+        return Problem(name, problem + options.suffix, answer, parts, meta)
 
     def _check_sides(self, ids: dict[str, str]) -> None:
         trained = {problem.meta["problem"]: problem.id for problem in self._problems["train"]}
@@ -211,20 +235,25 @@ class Jsonl:
             if (twin := trained.get(problem.meta["problem"])) is not None:
                 raise TaskError(f"{ids[problem.id]}: held-out problem is also in train at {ids[twin]}; remove one")
         for split, problems in self._problems.items():
-            if not problems:
+            if not problems and not (split == "train" and self.options.heldout_only):
                 apart = self.options.heldout_path if split == "heldout" else None
-                source = apart or self.options.path or self.options.dataset
+                source = apart or self._named()
                 raise TaskError(f"task jsonl: {source} has no {split} rows; add rows or set heldout_share")
 
     def _read_demonstrations(self) -> dict[str, Demonstration]:
         """By id or problem text, as each row says."""
         found: dict[str, Demonstration] = {}
         for where, row in read_file(self.options.demonstrations) if self.options.demonstrations else ():
-            key = _text(where, row, "id" if "id" in row else "problem").strip()
+            key = cell(where, row, "id" if "id" in row else "problem").strip()
             if key in found:
                 raise TaskError(f"{where}: a second demonstration of {key!r:.60}")
             found[key] = read_demonstration(where, row)
         return found
+
+
+def _from(split: Split | None, source: str, rows: Iterator[Row]) -> Iterator[tuple[Split | None, str, str, Any]]:
+    for where, row in rows:
+        yield split, source, where, row
 
 
 def _flat(piece: str | Block) -> str:
