@@ -19,7 +19,7 @@ class Alarms:
 
     >>> alarms = Alarms()
     >>> alarms.update(metrics)  # shown on the dashboard; `alarms.news` has a line for each alarm that has just begun
-    {'alarm/serial_collapse': 0.0, 'alarm/spurious_parallelism': 0.0}
+    {'tree/alarm_serial_collapse': 0.0, 'tree/alarm_spurious_parallelism': 0.0}
     """
 
     news: list[str] = field(default_factory=list[str])
@@ -31,14 +31,14 @@ class Alarms:
 
     def update(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Takes one step's metrics; says which alarms ring, 1 or 0. Silent until the first window is full."""
-        bonus = sum(value for name, value in metrics.items() if name.startswith("schedule/"))
+        bonus = sum(value for name, value in metrics.items() if name.startswith("reward/schedule/"))
         row = {name: metrics[f"tree/{name}"] for name in ("trigger_rate", "l_total", "l_critical")}
         self._seen.append(row | {"bonus": bonus})
         self.news = []
         full = len(self._seen) >= WINDOW
         return {
-            "alarm/serial_collapse": self._ring("serial collapse", self._collapse() if full else None),
-            "alarm/spurious_parallelism": self._ring("spurious parallelism", self._spurious() if full else None),
+            "tree/alarm_serial_collapse": self._ring("serial collapse", self._collapse() if full else None),
+            "tree/alarm_spurious_parallelism": self._ring("spurious parallelism", self._spurious() if full else None),
         }
 
     def _ring(self, name: str, why: str | None) -> float:

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ class Deadlines:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     expire: Callable[[str], None] | None = None
     """What to do with the message instead of ending the process; for tests."""
+    spent: dict[str, float] = field(default_factory=lambda: defaultdict[str, float](float), init=False, repr=False)
+    """Seconds waited so far, by name."""
     waits: list[_Wait] = field(default_factory=list[_Wait], init=False, repr=False)
     """Those that the main thread is in, the innermost last."""
 
@@ -80,6 +83,7 @@ class Deadlines:
             raise rank_lost(error, f" in {name} after {wait.waited():.0f} s", self._reached()) from error
         finally:
             over.set()
+            self.spent[name] += wait.waited()
             self.waits.remove(wait)
             if outer:
                 outer.go()

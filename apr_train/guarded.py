@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from apr_train.bad_steps import keep_newest, write_batches
 from apr_train.checkpoint import step_of
 from apr_train.lifecycle import Halted
-from apr_train.memory import Pieces, out_of_memory
+from apr_train.memory import Pieces, out_of_memory, peak_memory_gib
 from apr_train.weight_sync import save_model
 
 Batch = dict[str, Any]
@@ -183,6 +183,8 @@ class _GuardCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer, skipped = cast(Any, self.trainer), self.trainer.skipped()
         trainer._metrics["train"]["optim/skipped"].append(float(skipped))
+        peak = torch.tensor(peak_memory_gib(), device=trainer.accelerator.device)
+        trainer._metrics["train"]["perf/peak_memory_gib"].append(trainer.accelerator.gather(peak).max().item())
         self.guard.in_a_row = self.guard.in_a_row + 1 if skipped else 0
         if trainer.accelerator.optimizer_step_was_skipped:  # ZeRO tells the trainer, torch's optimizer does not
             trainer.lr_scheduler.step()  # a schedule goes by steps, whatever became of them

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl, W&B, and one live line in the terminal."""
+"""Where metrics go: metrics.jsonl, W&B, TensorBoard, and one live line in the terminal."""
 
 import json
 import logging
@@ -22,24 +22,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from apr_train.alarms import Alarms
 from apr_train.checkpoint import replace_text
 from apr_train.config import Config
+from apr_train.vocabulary import AXES, find, kind_of, ours
 from rollout.shown import one_line, visible
 
-NAMES = {
-    "loss": "loss/policy",
-    "entropy": "loss/entropy",
-    "grad_norm": "optim/grad_norm",
-    "learning_rate": "optim/learning_rate",
-    "mean_token_accuracy": "loss/token_accuracy",
-}
-"""What TRL and transformers call it -> what our dashboard calls it. Names with a slash are ours already."""
-
 SHOWN = {
-    "reward": "reward",
-    "accuracy": "acc",
+    "reward/total": "reward",
+    "reward/accuracy": "acc",
     "tree/l_critical": "L_critical",
     "tree/eta": "eta",
-    "loss/token_accuracy": "token accuracy",
-    "perf/tokens_per_s": "tok/s",
+    "sft/token_accuracy": "token accuracy",
+    "perf/tokens_per_second": "tok/s",
 }
 """What the live line shows, and under which label."""
 
@@ -65,6 +57,13 @@ class MetricsLog:
         if not is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
+        self._events = None
+        if config.logger.tensorboard:
+            from apr_train.logger_events import EventFiles  # takes a second, and few want it
+
+            self._events = EventFiles(folder / "tensorboard")
+            keep_lines(self._path, lambda line: True)  # a kill may have cut the last one off
+            self._events.fill_in(self._lines())
         self._file = self._path.open("a", buffering=1)
         self._wandb = wandb.init(
             project=config.logger.project,
@@ -77,6 +76,8 @@ class MetricsLog:
             config=asdict(config),
             settings=wandb.Settings(silent=True),
         )
+        for metrics, axis in (("*", AXES["rl"]), ("sft/*", AXES["sft"]), ("eval/*", AXES["heldout"])):
+            self._wandb.define_metric(metrics, step_metric=axis)
         self._console = Console(stderr=True)
         live = config.logger.progress and self._console.is_terminal
         self._live = Live(console=self._console, refresh_per_second=4, transient=True) if live else None
@@ -87,14 +88,39 @@ class MetricsLog:
         """One step's metrics under `stage` ("sft", "rl"); shows every step live, else every twentieth part."""
         if not self.is_main:
             return
-        self._file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
-        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut has all lines of the steps before it
-        self._wandb.log({f"{stage}/step": step, **metrics})
+        self._put(stage, step, metrics)
         line = progress_line(stage, step, steps, metrics, time.perf_counter() - started, first)
         if self._live:
             self._live.update(Text(visible(line)))
         if (not self._live and step % max(1, steps // 20) == 0) or step == steps:
             self._console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def draws(self) -> bool:
+        """Whether somebody may look at what is drawn: the main rank, with W&B on."""
+        return self.is_main and not self._wandb.disabled
+
+    def draw(self, name: str, html: str) -> None:
+        """Shows a whole page under `name` in W&B, at the step whose metrics are written next."""
+        if self.draws:
+            self._wandb.log({name: wandb.Html(html, inject=False)}, commit=False)
+
+    def heldout(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
+        """What an evaluation after `step` found, under `stage` ("rl_heldout"), in place of what an earlier start noted:
+        one that was cut off before it ended is done again."""
+        self.go_on(stage, -1)
+        if self.is_main and metrics:
+            self._put(stage, step, metrics)
+
+    def _put(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
+        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut has all lines of the steps before it
+        self._wandb.log({AXES[kind_of(stage)]: step, **metrics})
+        if self._events:
+            self._events.write(stage, step, metrics)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return list(map(json.loads, self._path.read_text().splitlines())) if self._path.exists() else []
 
     def go_on(self, stage: str, step: int) -> list[dict[str, Any]]:
         """Forgets what `stage` logged after `step`, as a run that goes on from there does; what it had logged until
@@ -102,8 +128,10 @@ class MetricsLog:
         if not self.is_main:
             return []
         keep_lines(self._path, lambda line: line["stage"] != stage or line["step"] <= step)
-        lines = map(json.loads, self._path.read_text().splitlines())
-        return [line for line in lines if line["stage"] == stage]
+        left = [line for line in self._lines() if line["stage"] == stage]
+        if self._events:
+            self._events.replace(stage, left)
+        return left
 
     def say(self, line: str) -> None:
         """A line for the person watching, above the live one."""
@@ -116,6 +144,8 @@ class MetricsLog:
             if self._live:
                 self._live.stop()
             self._file.close()
+            if self._events:
+                self._events.close()
             self._wandb.finish()
 
 
@@ -145,8 +175,8 @@ def _run_id(file: Path) -> str:
 def progress_line(stage: str, step: int, steps: int, metrics: dict[str, Any], seconds: float, first: int = 0) -> str:
     """One line of at most 80 columns; the seconds are of the steps after `first`.
 
-    >>> progress_line("rl", 5, 50, {"reward": 0.91, "accuracy": 0.88, "tree/eta": 0.4}, 10.0)
-    'rl 5/50 reward 0.91 acc 0.88 eta 0.40 left 1:30'
+    >>> progress_line("rl", 5, 50, {"reward/total": 0.91, "reward/accuracy": 0.88}, 10.0)
+    'rl 5/50 reward 0.91 acc 0.88 left 1:30'
     """
     shown = [f"{label} {_short(metrics[name])}" for name, label in SHOWN.items() if metrics.get(name) is not None]
     left = int(seconds / (step - first) * (steps - step)) if step > first else 0
@@ -158,11 +188,16 @@ def _short(value: float) -> str:
 
 
 class LogCallback(TrainerCallback):
-    """Carries a trainer's logs to the MetricsLog under our names, and raises the alarms of RL."""
+    """Carries a trainer's logs to the MetricsLog by the names of the vocabulary, and raises the alarms of RL.
+
+    A key that the vocabulary does not hold is said once and not logged: a name that nobody explains helps nobody.
+    """
 
     def __init__(self, log: MetricsLog, stage: str) -> None:
         self.log, self.stage, self.alarms = log, stage, Alarms() if stage == "rl" else None
         self._started, self._first = time.perf_counter(), 0
+        self._last = self._started
+        self.unknown: set[str] = set()
 
     def go_on(self, step: int) -> None:
         """Takes the log back to what it was after `step`, and the alarms with it."""
@@ -172,6 +207,7 @@ class LogCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         self._started, self._first = time.perf_counter(), state.global_step
+        self._last = self._started
 
     def on_log(
         self,
@@ -184,9 +220,16 @@ class LogCallback(TrainerCallback):
         logs = logs or {}
         if "train_runtime" in logs:  # the trainer's closing summary, not a step
             return
-        metrics = {NAMES.get(k, k): v for k, v in logs.items() if k in NAMES or "/" in k or k in SHOWN}
+        now = time.perf_counter()
+        metrics = ours(kind_of(self.stage), {**logs, "time/step": now - self._last})
+        self._last = now
         if self.alarms:
             metrics |= self.alarms.update(metrics)
             for line in self.alarms.news:
                 self.log.say(line)
+        unknown = {name for name in metrics if find(name) is None}
+        if fresh := unknown - self.unknown:
+            self.log.say(f"not logged, for apr_train/vocabulary.py does not say what it is: {', '.join(sorted(fresh))}")
+        self.unknown |= unknown
+        metrics = {name: value for name, value in metrics.items() if name not in unknown}
         self.log.write(self.stage, state.global_step, state.max_steps, metrics, self._started, self._first)

@@ -1,8 +1,12 @@
 """Micro-batches that memory does not hold: cut into pieces, twice as many each time, alike on all ranks."""
 
+import resource
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from apr_train.checkpoint import read_json, replace_text, write_json
 from rollout.errors import UserError
@@ -66,3 +70,14 @@ class Pieces:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether torch says that there is no memory left."""
     return any(lack in str(error) for lack in LACKS)
+
+
+def peak_memory_gib() -> float:
+    """The most GPU memory (GiB) that torch had allocated since the last call; without a GPU the most that this process
+    ever held."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 PANELS = {
-    "accuracy": "accuracy",
+    "reward/accuracy": "accuracy",
     "tree/l_critical": "critical path (tokens)",
     "tree/trigger_rate": "trigger rate",
 }

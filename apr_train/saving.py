@@ -21,6 +21,7 @@ from apr_train.checkpoint import CheckpointError, Checkpoints, read_json, step_o
 from apr_train.deadlines import Deadlines
 from apr_train.guarded import Guard
 from apr_train.lifecycle import Halted, StopFlag, Stopped
+from apr_train.vocabulary import ours
 from apr_train.weight_sync import save_model
 from rollout.errors import UserError, nearest
 
@@ -237,11 +238,12 @@ class _StopCallback(TrainerCallback):
         name = self.saver.score
         if name is None or "loss" not in (logs or {}):  # the trainer's closing summary has none
             return
-        if name not in logs:
-            near = nearest(name, list(logs))
+        metrics = ours("rl", logs)
+        if name not in metrics:
+            near = nearest(name, list(metrics))
             raise UserError(f"checkpoint.keep_best={name} is no metric of this stage" + f"; {near} is" * bool(near))
-        if math.isfinite(logs[name]):  # NaN: it does not apply to this step
-            self.saver.values.append(float(logs[name]))
+        if metrics[name] is not None and math.isfinite(metrics[name]):  # else it does not apply to this step
+            self.saver.values.append(float(metrics[name]))
 
 
 class Reseeded(Sampler[int]):

@@ -28,7 +28,8 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
-from apr_train.evaluate import read_records, speedups
+from apr_train.evaluation.metrics import speedups
+from apr_train.evaluation.samples import read_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "WANDB_SILENT": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -52,7 +53,7 @@ ARMS: dict[str, list[str]] = {
 """What is compared, as overrides of experiment=rewards_study."""
 COLOURS = dict(zip(ARMS, ("#6b6b6b", "#b5532a", "#1b6ca8", "#4c8c4a", "#7a5195"), strict=True))
 PANELS = {
-    "accuracy": "accuracy",
+    "reward/accuracy": "accuracy",
     "tree/l_critical": "critical path (tokens)",
     "tree/spawned": "threads per trajectory",
     "tree/trigger_rate": "trigger rate",
@@ -126,11 +127,11 @@ def compare(study: Study) -> dict[str, Any]:
     """Held-out figures of every run, and the speed-up of each against its own warm start on the same problems."""
     arms: dict[str, dict[str, Any]] = {arm: {} for arm in (WARM, *ARMS)}
     for seed in study.seeds:
-        start = read_records(study.run_folder(WARM, seed) / "sft" / "heldout.jsonl")
+        start = read_samples(study.run_folder(WARM, seed) / "sft" / "heldout.jsonl")
         for arm, seeds in arms.items():
             stage, folder = ("sft" if arm == WARM else "rl"), study.run_folder(arm, seed)
             held_out = json.loads((folder / "summary.json").read_text())[stage]
-            seeds[str(seed)] = held_out | speedups(start, read_records(folder / stage / "heldout.jsonl"))
+            seeds[str(seed)] = held_out | speedups(start, read_samples(folder / stage / "heldout.jsonl"))
     return {
         "arms": arms,
         "claims": claims(arms),
@@ -196,7 +197,7 @@ def draw_arms(study: Study, picture: Path) -> None:
 def draw_schedule(study: Study, picture: Path) -> None:
     """The alternating schedule and what comes after it: bonus steps are shaded, the relaxation is a dashed line."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 3.6), layout="constrained")
-    on = curves(study, "alternating", "schedule/bonus")[0] > 0
+    on = curves(study, "alternating", "reward/schedule/bonus")[0] > 0
     for axis, (metric, title) in zip(axes, PANELS.items(), strict=True):
         values = smooth(curves(study, "alternating", metric))
         steps = np.arange(1, values.shape[1] + 1)

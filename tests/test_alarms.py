@@ -16,8 +16,8 @@ def row(trigger: float, total: float = 100.0, critical: float = 80.0, bonus: flo
         "tree/trigger_rate": trigger,
         "tree/l_total": total,
         "tree/l_critical": critical,
-        "schedule/outcome": 1.0,
-        "schedule/bonus": bonus,
+        "reward/schedule/outcome": 1.0,
+        "reward/schedule/bonus": bonus,
     }
 
 
@@ -35,7 +35,7 @@ def test_a_trigger_rate_that_falls_after_the_alternating_bonus_ends_is_named_onc
     lines, shown = news(rows)
     assert len(lines) == 1 and lines[0].startswith("serial collapse alarm, step 5")
     assert "fell from 0.90" in lines[0] and "after step 48" in lines[0]  # the last window with both
-    assert shown[-1]["alarm/serial_collapse"] == 1.0 and shown[45]["alarm/serial_collapse"] == 0.0
+    assert shown[-1]["tree/alarm_serial_collapse"] == 1.0 and shown[45]["tree/alarm_serial_collapse"] == 0.0
 
 
 def test_a_trigger_rate_that_falls_while_the_bonus_is_on_is_no_collapse() -> None:
@@ -51,7 +51,7 @@ def test_a_trigger_rate_that_stays_after_the_bonus_is_no_collapse() -> None:
 def test_tokens_that_save_no_time_are_named() -> None:
     lines, shown = news([row(0.5)] * WINDOW + [row(0.9, total=150.0, critical=85.0)] * WINDOW)
     assert len(lines) == 1 and lines[0].startswith("spurious parallelism alarm")
-    assert "L_total is" in lines[0] and shown[-1]["alarm/spurious_parallelism"] == 1.0
+    assert "L_total is" in lines[0] and shown[-1]["tree/alarm_spurious_parallelism"] == 1.0
 
 
 def test_tokens_that_buy_a_shorter_path_are_no_alarm() -> None:
@@ -61,7 +61,7 @@ def test_tokens_that_buy_a_shorter_path_are_no_alarm() -> None:
 def test_an_alarm_that_stops_ringing_may_ring_again() -> None:
     bad, good = [row(0.9, total=150.0)] * WINDOW, [row(0.5)] * WINDOW
     lines, shown = news(good + bad + good + bad)
-    assert len(lines) == 2 and shown[29]["alarm/spurious_parallelism"] == 0.0
+    assert len(lines) == 2 and shown[29]["tree/alarm_spurious_parallelism"] == 0.0
 
 
 def test_alarms_are_silent_before_the_first_window_is_full() -> None:

@@ -16,6 +16,7 @@ from apr_train.deadlines import Deadlines
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer
 from apr_train.lifecycle import StopFlag, Stopped
 from apr_train.saving import Reseeded, Saver, _StopCallback
+from apr_train.vocabulary import reproducible
 from rollout.errors import UserError
 
 STEPS = 5
@@ -58,7 +59,7 @@ def weights(trainer: ForkJoinGRPOTrainer) -> Tensor:
 
 def curve(trainer: ForkJoinGRPOTrainer) -> list[dict[str, float]]:
     return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "train_"))}
+        {k: v for k, v in reproducible(row).items() if not k.startswith("train_")}
         for row in trainer.state.log_history
         if "loss" in row
     ]
@@ -141,13 +142,13 @@ def test_a_checkpoint_interval_of_this_start_is_the_one_that_counts(tmp_path: Pa
 def test_a_step_whose_metric_does_not_apply_is_not_the_best(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path)
     callback = next(each for each in trainer.callback_handler.callbacks if isinstance(each, _StopCallback))
-    trainer.saver.score = "reward"
+    trainer.saver.score = "reward/total"
     for reward in (float("nan"), 0.5):
-        callback.on_log(trainer.args, trainer.state, trainer.control, {"loss": 0.1, "reward": reward})
+        callback.on_log(trainer.args, trainer.state, trainer.control, {"loss": 0.1, "reward/total": reward})
     assert trainer.saver.values == [0.5]
-    trainer.saver.score = "rewards"
-    with pytest.raises(UserError, match=r"keep_best=rewards is no metric of this stage; reward is"):
-        callback.on_log(trainer.args, trainer.state, trainer.control, {"loss": 0.1, "reward": 0.5})
+    trainer.saver.score = "reward/totals"
+    with pytest.raises(UserError, match=r"keep_best=reward/totals is no metric of this stage; reward/total is"):
+        callback.on_log(trainer.args, trainer.state, trainer.control, {"loss": 0.1, "reward/total": 0.5})
 
 
 def test_a_stop_at_the_last_step_is_a_finished_training(tmp_path: Path) -> None:
