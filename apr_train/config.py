@@ -72,7 +72,8 @@ class DataConfig:
     """Which task, and how many problems of it."""
 
     task: str = MISSING
-    """arithmetic | multiplication | countdown | countdown_search (dialect=apr) | jsonl | corpus"""
+    """arithmetic | multiplication | countdown | countdown_search (dialect=apr) | jsonl | corpus | reasoning_gym |
+    sorting | set_intersection"""
     train_problems: int = 4096
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -111,9 +112,16 @@ class StrategyConfig:
 
     name: str = "fork_join"
     """fork_join (each as the dialect's join says) | group_think (in lockstep, each sees the others' earlier tokens) |
-    hogwild (the same, over one shared cache in which every reader has its own positions; sampling only)"""
+    hogwild (the same, over one shared cache in which every reader has its own positions; sampling only) | in_order (one
+    after the other, each sees those before it; evaluations only)"""
     stride: int | None = None
     """group_think: how many positions apart threads start; null is as far as the longest of them may get."""
+    forks: bool = True
+    """False, in evaluations: the tags that fork are never sampled."""
+    search: str = "single"
+    """In evaluations: what is made of several samples, by its name in docs/strategies.md. Training is `single`."""
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Of the search."""
 
 
 @dataclass
@@ -270,7 +278,7 @@ class CheckpointConfig:
     """Steps between two checkpoints; 0 saves only when the run is told to stop."""
     keep_last: int = 2
     keep_best: str | None = None
-    """A metric, e.g. reward: the checkpoint before which its mean was highest is kept too."""
+    """A metric, e.g. reward/total (docs/metrics.md): the checkpoint before which its mean was highest is kept too."""
 
 
 @dataclass
@@ -317,20 +325,33 @@ class LoggerConfig:
     project: str = "adaptive-parallel-reasoning"
     group: str | None = None
     """W&B shows the runs of one group together: give the runs of a sweep the same one."""
+    tensorboard: bool = False
+    """Write events to <output_dir>/tensorboard as well; `tensorboard --logdir` shows them, without an account."""
     progress: bool = True
     rollouts_every: int = 10
     """Write all trajectories of every n-th step to rollouts-rank<r>.jsonl; 0 writes none."""
+    panel_every: int = 0
+    """Show a few dozen trajectories of every n-th step in W&B, as scripts/view_rollouts.py does; 0 shows none."""
 
 
 @dataclass
 class EvalConfig:
-    """Held-out evaluation at the end of SFT and of RL."""
+    """Held-out evaluation at the end of SFT and of RL, and of scripts/evaluate.py."""
 
     problems: int = 500
-    """Held-out problems, one sample each; 0 skips it."""
+    """Held-out problems; 0 skips it."""
+    samples: int = 1
+    """Of each problem."""
     temperature: float = 1.0
     batch_problems: int = 0
     """How many at once, on all ranks; what a batch found is kept when the run is stopped or killed. 0: all."""
+    record: int = 0
+    """Trajectories of so many problems are written to rollouts.jsonl, for scripts/view_rollouts.py."""
+    alone: int = 0
+    """scripts/evaluate.py: so many problems are sampled once more, one at a time: the wall clock of a single user."""
+    rows: dict[str, Any] = field(default_factory=dict[str, Any])
+    """scripts/evaluate.py: what is made of the model, by name: threads, forks, search, options, samples, temperature,
+    max_response_tokens, max_critical_tokens of each; empty is one row, as `strategy` says."""
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from apr_train.checkpoint import CheckpointError, read_json, write_json
 from apr_train.config import Config, ConfigError
 from apr_train.tasks.base import Problem
+from rollout.shown import one_line
 
 IDENTITY = "identity.json"
 FREE = (
@@ -85,7 +88,7 @@ def forget(folder: Path, kind: str | None = None) -> None:
         file.unlink()
     for file in (*folder.glob("heldout.part.jsonl"), *folder.glob("*/heldout.part.jsonl")):
         file.unlink()
-    for old in (folder / "checkpoints", folder / "bad_steps", *folder.glob("round*")):
+    for old in (folder / "checkpoints", folder / "bad_steps", folder / "tensorboard", *folder.glob("round*")):
         if old.exists():
             shutil.rmtree(old)
     (folder / IDENTITY).unlink(missing_ok=True)
@@ -118,6 +121,12 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def command_line(ranks: int) -> str:
+    """How this process was started, as a reader can start it again; without secrets."""
+    launcher = ["torchrun", "--nproc-per-node", str(ranks)] if ranks > 1 else ["python"]
+    return one_line(shlex.join([*launcher, *sys.argv]))
 
 
 def _is_free(key: str, free: Sequence[str]) -> bool:

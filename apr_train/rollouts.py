@@ -1,7 +1,7 @@
 """Problems in, scored trajectories out: the sampler, the dialect and the verifier of one rank."""
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from apr_train.config import Config, RolloutConfig
 from apr_train.deadlines import Deadlines
 from apr_train.lifecycle import watched
-from apr_train.tasks.base import Problem
+from apr_train.tasks.base import Problem, Rating, Splittable
 from rewards.scored import Scored
 from rewards.verdict import BatchVerifier, Verdict, Verifier
 from rollout.critical_path import measure
@@ -17,6 +17,7 @@ from rollout.dialects.base import Dialect
 from rollout.engine import Engine
 from rollout.engines.memo import Memo
 from rollout.orchestrator import FORK_JOIN, Budget, Strategy, mix, run_trajectory
+from rollout.strategies.base import FixedStrategy, Question, Setting, Solved
 from rollout.tokens import Tokens
 from rollout.trajectory import Trajectory
 
@@ -72,6 +73,10 @@ class Rollouts:
     """How often the engine may die in a stage; see `revival`."""
     memo: Memo = field(default_factory=Memo)
     """Calls that were answered before the engine died; `revival` keeps it."""
+    parts: Splittable | None = None
+    """The task, where it can take its problems apart."""
+    search: FixedStrategy | None = None
+    """What is made of several samples, in an evaluation; None: one sample, as the policy is trained."""
 
     def collect(self, problems: Sequence[Problem], *, temperature: float, seed: int, first: int = 0) -> list[Scored]:
         """Samples one trajectory per problem (repeat a problem for a group) and scores it. Raises EngineError, and
@@ -83,40 +88,50 @@ class Rollouts:
         sampler = self.sampler
         engine = self.memo.over(sampler) if isinstance(sampler, Revivable) else sampler
 
-        async def sample(problem: Problem, index: int) -> Trajectory:
-            trajectory = await run_trajectory(
-                engine,
-                self.dialect,
-                problem.id,
-                self.tokens.prompt(problem.prompt),
-                self.budget,
-                temperature=temperature,
-                seed=mix(seed, first + index),
-                policy_version=self.sampler.policy_version,
-                strategy=self.strategy,
-            )
+        setting = Setting(
+            *(engine, self.dialect, self.tokens, self.budget, temperature, self.strategy, sampler.policy_version)
+        )
+        solve = policy if self.search is None else self.search.solve
+
+        async def sample(problem: Problem, index: int) -> Trajectory | Solved:
+            found = await solve(setting, self._question(problem), mix(seed, first + index))
             done[0] += 1
-            return trajectory
+            return found
 
         coroutines = [sample(problem, index) for index, problem in enumerate(problems)]
         with self.deadlines("rollout", lambda: f"{done[0]} of {len(problems)} trajectories"):
             if self.stop is None:
-                trajectories = self.sampler.run(coroutines)
+                found = self.sampler.run(coroutines)
             else:
                 found = self.sampler.run(watched(coroutines, self.stop))
-                trajectories = [each for each in found if each is not None]
+        solved = [_judged(each) if isinstance(each, Trajectory) else each for each in found if each is not None]
         with self.deadlines("verify"):
-            verdicts = self._verdicts(trajectories, problems)
-        return [
-            Scored(trajectory, measure(trajectory), verdict, self.dialect.check(trajectory))
-            for trajectory, verdict in zip(trajectories, verdicts, strict=True)
-        ]
+            verdicts = self._verdicts(solved, problems)
+        return [self._scored(each, verdict) for each, verdict in zip(solved, verdicts, strict=True)]
 
-    def _verdicts(self, trajectories: Sequence[Trajectory], problems: Sequence[Problem]) -> list[Verdict]:
+    def _scored(self, solved: Solved, verdict: Verdict) -> Scored:
+        """A search's trajectory holds several responses, which no grammar describes as a whole."""
+        flaw = self.dialect.check(solved.trajectory) if self.search is None else None
+        return Scored(solved.trajectory, measure(solved.trajectory), verdict, flaw, solved.response)
+
+    def _question(self, problem: Problem) -> Question:
+        def judge(response: str) -> bool:
+            return self.verifier(response, problem.answer) == "correct"
+
+        whole = Question(problem.id, problem.prompt, self.tokens.prompt(problem.prompt), judge)
+        parts = self.parts
+        if parts is None:
+            return whole
+        score = parts.rate if isinstance(parts, Rating) else None
+        return replace(
+            whole, split=lambda: parts.split(problem), merge=lambda found: parts.merge(problem, found), score=score
+        )
+
+    def _verdicts(self, solved: Sequence[Solved], problems: Sequence[Problem]) -> list[Verdict]:
         """Only a finished response has an answer to judge: what the root wrote, without the eos."""
         verdicts: list[Verdict] = ["unparsable"] * len(problems)
-        finished = [i for i, t in enumerate(trajectories) if t.outcome in ("answered", "forced_answer")]
-        pairs = [(self.tokens.decode(trajectories[i].root_ids()[:-1]), problems[i].answer) for i in finished]
+        finished = [i for i, each in enumerate(solved) if each.response]
+        pairs = [(self.tokens.decode(solved[i].response[:-1]), problems[i].answer) for i in finished]
         if isinstance(self.verifier, BatchVerifier):
             judged = self.verifier.verify_many(pairs)
         else:
@@ -124,6 +139,23 @@ class Rollouts:
         for i, verdict in zip(finished, judged, strict=True):
             verdicts[i] = verdict
         return verdicts
+
+
+async def policy(setting: Setting, question: Question, seed: int) -> Trajectory:
+    """One response, as the policy is trained. Raises EngineError also for a prompt that leaves no room."""
+    return await run_trajectory(
+        *(setting.engine, setting.dialect, question.id, question.prompt, setting.budget),
+        temperature=setting.temperature,
+        seed=seed,
+        policy_version=setting.policy_version,
+        strategy=setting.threads,
+    )
+
+
+def _judged(trajectory: Trajectory) -> Solved:
+    """What is judged of a response: what the root wrote, where it finished."""
+    finished = trajectory.outcome in ("answered", "forced_answer")
+    return Solved(trajectory, tuple(trajectory.root_ids()) if finished else ())
 
 
 def strategy_of(config: Config) -> Strategy:

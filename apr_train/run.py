@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
 from transformers import AutoTokenizer, PreTrainedModel
 
 from apr_train import lora
@@ -23,36 +22,35 @@ from apr_train.arguments import grpo_arguments
 from apr_train.checkpoint import Checkpoints, write_json
 from apr_train.config import Config
 from apr_train.deadlines import Deadlines
-from apr_train.evaluate import Record, evaluate, read_records, summarise, write_records
+from apr_train.evaluation.heldout import evaluate_folder
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer, OnRollouts
 from apr_train.guard import GapGate
 from apr_train.guarded import Guard
+from apr_train.identity import command_line
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback, MetricsLog, keep_lines, quiet_libraries
 from apr_train.masks import Masks, masks_of
 from apr_train.memory import Pieces
+from apr_train.metrics import heldout_metrics
 from apr_train.model import prepare_model_folder
+from apr_train.panel import RolloutPanel
 from apr_train.problems import Problems, check_prompts, draw_problems
-from apr_train.progress import HELDOUT_NOTES, Progress, claim, noted_stop
-from apr_train.revival import Revival
+from apr_train.progress import Progress, claim, noted_stop
 from apr_train.rollouts import Rollouts, budget_of, strategy_of
 from apr_train.sampler import make_sampler
 from apr_train.saving import Saver
 from apr_train.sft import demonstration_rows, train_sft
 from apr_train.stored import line_of
 from apr_train.tasks import make_task
-from apr_train.tasks.base import Task
-from apr_train.weight_sync import fingerprint, save_model, saved_weights
+from apr_train.tasks.base import Splittable, Task
+from apr_train.weight_sync import fingerprint, save_model
 from rewards.build import make_reward
+from rewards.reward import Part
 from rewards.scored import Scored
 from rewards.verdict import BatchVerifier
 from rollout.dialects import dialect_class, make_dialect
 from rollout.engines import thread_vectors
-from rollout.orchestrator import mix
 from rollout.tokens import Tokens
-
-EVALUATION = 2**32
-"""Where a training seed has its step, the seed of an evaluation has this."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,12 @@ def run(config: Config) -> dict[str, Any]:
         if config.sft.steps:
             progress.once("sft", lambda: warm_start(parts, folder / "start"))
             start = folder / "sft"
-            summary["sft"] = progress.once("sft_heldout", lambda: evaluate_folder(parts, folder / "sft"))
+            summary["sft"] = progress.once("sft_heldout", lambda: judged(parts, "sft", config.sft.steps))
         if config.algorithm.steps:
             summary["gap_logprob_mean_abs"] = progress.once("rl", lambda: _rl(parts, start))
-            summary["rl"] = progress.once("rl_heldout", lambda: evaluate_folder(parts, folder / "rl"))
+            summary["rl"] = progress.once("rl_heldout", lambda: judged(parts, "rl", config.algorithm.steps))
         summary["wall_seconds"] = round(time.perf_counter() - started, 1)
+        summary["command"] = command_line(world.num_processes)
         if world.is_main_process:
             write_json(folder / "summary.json", summary)
         progress.once("finished", lambda: True)
@@ -174,7 +173,9 @@ def open_parts(
         budget, strategy = budget_of(config.rollout), strategy_of(config)
         stop, restarts = lambda: bool(flag), config.rollout.engine_restarts
         rollouts = Rollouts(
-            sampler, dialect, tokens, task.verifier, budget, strategy, stop, deadlines, restarts=restarts
+            *(sampler, dialect, tokens, task.verifier, budget, strategy, stop, deadlines),
+            restarts=restarts,
+            parts=task if isinstance(task, Splittable) else None,
         )
         yield Parts(config, folder, world, task, rollouts, log, problems, flag)
 
@@ -273,57 +274,38 @@ def _rl(parts: Parts, start: Path) -> float:
     return gate.mean
 
 
+def judged(parts: Parts, stage: str, steps: int) -> dict[str, Any]:
+    """Evaluates the stage's model, which `steps` updates made, and logs what was found."""
+    summary = evaluate_folder(parts, parts.folder / stage)
+    parts.log.heldout(f"{stage}_heldout", steps, heldout_metrics(summary))
+    return summary
+
+
 def rollouts_file(parts: Parts) -> Path:
     """Where this rank's trajectories go."""
     return parts.folder / f"rollouts-rank{parts.world.process_index}.jsonl"
 
 
 def _rollout_writer(parts: Parts) -> OnRollouts:
-    """Appends every n-th step's trajectories of this rank to rollouts-rank<r>.jsonl."""
+    """Appends every n-th step's trajectories of this rank to rollouts-rank<r>.jsonl, and shows some of them in W&B."""
     every, path = parts.config.logger.rollouts_every, rollouts_file(parts)
+    panel = RolloutPanel(parts.config, parts.log, parts.tokens)
 
-    def write(step: int, scored: list[Scored], rewards: list[float], advantages: list[float]) -> None:
+    def write(
+        step: int,
+        scored: list[Scored],
+        rewards: list[float],
+        advantages: list[float],
+        terms: list[dict[str, Part]],
+    ) -> None:
+        values = [{name: part.value for name, part in own.items()} for own in terms]
+        panel.write(step, scored, rewards, advantages, values)
         if not every or step % every:
             return
         with path.open("a") as file:
-            for each, reward, advantage in zip(scored, rewards, advantages, strict=True):
-                file.write(line_of(step, each, reward, advantage))
+            for each, reward, advantage, own in zip(scored, rewards, advantages, values, strict=True):
+                file.write(line_of(step, each, reward, advantage, own))
             file.flush()
             os.fsync(file.fileno())  # as the metrics
 
     return write
-
-
-def evaluate_folder(parts: Parts, folder: Path, into: Path | None = None) -> dict[str, Any]:
-    """Samples the held-out problems with the weights in `folder`, batch after batch, each rank its share of each, and
-    writes records into `into` (or `folder`). A start after a stop goes on with the first batch not noted there.
-    """
-    problems, world, settings = parts.problems.heldout, parts.world, parts.config.eval
-    notes, version = (into or folder) / HELDOUT_NOTES, parts.rollouts.sampler.policy_version
-    found, revival, seed = _noted_records(parts, notes), Revival(parts.rollouts), mix(parts.config.seed, EVALUATION)
-    while len(found) < len(problems):
-        batch = problems[len(found) : len(found) + (settings.batch_problems or len(problems))]
-        share = -(-len(batch) // world.num_processes)
-        mine = batch[world.process_index * share : (world.process_index + 1) * share]
-        first = len(found) + world.process_index * share
-        records = revival.run(
-            lambda: saved_weights(folder),  # also empties the caches, which show in the last digits of a log-prob
-            lambda mine=mine, first=first: evaluate(parts.rollouts, mine, settings.temperature, seed, first),
-        )
-        found += gather_object(records)
-        if world.is_main_process:
-            write_records(notes, found)
-    if not problems:
-        return {}
-    parts.rollouts.sampler.policy_version = version + 1  # however many batches and starts it took
-    if world.is_main_process:
-        notes.replace(notes.with_name("heldout.jsonl"))
-    return summarise(found)
-
-
-def _noted_records(parts: Parts, notes: Path) -> list[Record]:
-    """What an earlier start evaluated; the same on all ranks. Collective."""
-    here = read_records(notes) if parts.world.is_main_process and notes.exists() else []
-    told: list[Any] = [here]
-    broadcast_object_list(told)
-    return told[0]

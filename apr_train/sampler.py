@@ -22,7 +22,7 @@ def engine_of(config: Config) -> str:
     each other token by token: no request to vLLM can say that."""
     if config.rollout.engine != "auto":
         return config.rollout.engine
-    return "torch" if join_of(config) == "stitched" or config.strategy.name != "fork_join" else "vllm"
+    return "torch" if join_of(config) == "stitched" or config.strategy.name in ("group_think", "hogwild") else "vllm"
 
 
 def make_sampler(config: Config, model: Path) -> Sampler:

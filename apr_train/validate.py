@@ -19,14 +19,17 @@ from rollout.errors import nearest
 from rollout.shown import secret_in
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "data.task": ("arithmetic", "multiplication", "countdown", "countdown_search", "jsonl", "corpus"),
+    "data.task": (
+        *("arithmetic", "multiplication", "countdown", "countdown_search", "sorting", "set_intersection"),
+        *("jsonl", "corpus", "reasoning_gym"),
+    ),
     "algorithm.baseline": ("group_mean", "leave_one_out"),
     "algorithm.scale_rewards": ("none", "group", "batch"),
     "algorithm.credit": (*("broadcast", "root_only", "frozen_threads", "ratio_scaled", "node_local", "per_call_mean"),),
     "algorithm.lr_schedule": ("constant", "linear", "cosine"),
     "dialect.mask": ("exact", *PUBLIC_MASKS),
     "rollout.engine": ("auto", "vllm", "vllm_http", "torch"),
-    "strategy.name": ("fork_join", "group_think", "hogwild"),
+    "strategy.name": ("fork_join", "group_think", "hogwild", "in_order"),
     "resume": ("auto", "never", "force"),
     "cluster.launcher": ("none", "slurm"),
     "logger.wandb": ("online", "offline", "disabled"),
@@ -49,7 +52,8 @@ AT_LEAST: dict[int, tuple[str, ...]] = {
             "guard.halvings",
             "rollout.engine_restarts",
         ),
-        *("logger.rollouts_every", "eval.problems", "eval.temperature", "eval.batch_problems"),
+        *("logger.rollouts_every", "logger.panel_every"),
+        *("eval.problems", "eval.temperature", "eval.batch_problems", "eval.record", "eval.alone"),
     ),
     1: (
         *("model.hidden_size", "model.layers", "model.heads", "model.kv_heads", "model.head_dim"),
@@ -286,7 +290,7 @@ def _check_mask(config: Config) -> None:
 
 def _check_strategy(config: Config) -> None:
     strategy, engine = config.strategy, config.rollout.engine
-    if strategy.name == "fork_join":
+    if strategy.name in ("fork_join", "in_order"):
         return
     _need(
         config.dialect.name == "parathinker" and config.dialect.join in (None, "transcript"),
@@ -309,6 +313,16 @@ def _check_strategy(config: Config) -> None:
         strategy.name != "hogwild" or not (config.algorithm.steps or config.sft.steps),
         "strategy=hogwild samples only, its positions differ from reader to reader: set algorithm.steps=0 and "
         "sft.steps=0, or train with strategy=group_think",
+    )
+
+
+def check_trainable(config: Config) -> None:
+    """Refuses what only an evaluation may do: to train, the policy must be sampled as it is. Raises ConfigError."""
+    strategy = config.strategy
+    _need(
+        strategy.name != "in_order" and strategy.forks and strategy.search == "single" and not config.eval.rows,
+        f"strategy (name={strategy.name}, forks={strategy.forks}, search={strategy.search}) or eval.rows is for "
+        "scripts/evaluate.py: a policy is trained as it is sampled, with strategy=fork_join, group_think or hogwild",
     )
 
 

@@ -27,12 +27,14 @@ class Thread:
 
 @dataclass(frozen=True)
 class Scored:
-    """A judged trajectory. `flaw`: its first breach of the grammar, if any."""
+    """A judged trajectory. `flaw`: its first breach of the grammar, if any. `response`: the ids that were judged; empty
+    where none finished."""
 
     trajectory: Trajectory
     lengths: Lengths
     verdict: Verdict
     flaw: str | None = None
+    response: tuple[int, ...] = ()
 
     @property
     def judged(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from types import UnionType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from rollout.errors import UserError, nearest
 
@@ -84,7 +84,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (UnionType, Union):  # `Literal[..] | None` is a Union, `int | None` a UnionType
         return any(_fits(value, member) for member in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)

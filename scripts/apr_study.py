@@ -29,7 +29,7 @@ from transformers import AutoTokenizer
 
 from apr_train.compose import load
 from apr_train.config import Config
-from apr_train.evaluate import wilson
+from apr_train.evaluation.statistics import wilson
 from apr_train.rollouts import Rollouts, budget_of
 from apr_train.sampler import make_sampler
 from apr_train.tasks import make_task

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from apr_train.compose import load
 from apr_train.config import ConfigError
-from apr_train.evaluate import read_records, speedups
+from apr_train.evaluation.metrics import speedups
+from apr_train.evaluation.samples import read_samples
 from apr_train.plot import plot_runs
 from rollout.shown import one_line
 
@@ -150,7 +151,7 @@ def stop(children: Iterable[Child], patience: float = 5.0) -> None:
 def merge(folder: Path, seed: int, seconds: float) -> dict[str, Any]:
     """One summary of both runs. The speed-up compares the same held-out problems after RL."""
     ours, baseline = (json.loads((folder / name / "summary.json").read_text()) for name in RUNS)
-    records = {name: read_records(folder / name / "rl" / "heldout.jsonl") for name in RUNS}
+    records = {name: read_samples(folder / name / "rl" / "heldout.jsonl") for name in RUNS}
     return {
         "sft": ours["sft"],
         "rl": ours["rl"],

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from apr_train import compose
 from apr_train.tasks import make_task
+from apr_train.validate import check_trainable
 
 SHOWN = 5
 """Of how many rounds, the last ones, the reasons are shown; summary.json has all."""
@@ -24,6 +25,7 @@ SHOWN = 5
 def main(composed: DictConfig) -> None:
     with compose.one_line_errors():
         config = compose.to_config(composed)
+        check_trainable(config)
         from apr_train.self_train import check, describe, self_train  # takes seconds: not for a typing mistake
 
         if config.dry_run:

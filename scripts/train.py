@@ -11,12 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from apr_train import cluster, compose
 from apr_train.plan import plan
 from apr_train.tasks import make_task
+from apr_train.validate import check_trainable
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")
 def main(composed: DictConfig) -> None:
     with compose.one_line_errors():
         config = compose.to_config(composed)
+        check_trainable(config)
         if config.dry_run:
             if compose.rank() == 0:
                 make_task(config.data.task, config.data.options)  # finds a wrong option or a missing file

@@ -2,22 +2,30 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
+from helpers import toy_tokens
 from real_runs import MODEL, running
 from safetensors.torch import load_file, save_file
 
 from apr_train.compose import load
 from apr_train.config import ConfigError
-from apr_train.evaluation import check
+from apr_train.evaluation.rows import Row, rows_of
+from apr_train.evaluation.run import check
 from apr_train.lifecycle import REQUEUE
 from apr_train.progress import reached
+from apr_train.validate import check_trainable
+from rollout.dialects import make_dialect
+from rollout.errors import UserError
+from rollout.strategies.writing import forbidden
 
 SETTINGS = [each for each in MODEL if not each.startswith("eval.")]
 
@@ -41,33 +49,41 @@ def run(script: str, *overrides: str, ranks: int = 1, code: int = 0) -> str:
 
 
 def table(shown: str) -> list[str]:
-    """The lines of a table, without what libraries say before it."""
-    return [line for line in shown.splitlines() if line.startswith(("│", "┃"))]
+    """The lines of the tables, without what libraries say before them."""
+    lines = shown.splitlines()
+    first = next(at for at, line in enumerate(lines) if "L_critical" in line)
+    return lines[first : next(at for at, line in enumerate(lines) if line.startswith("everything:"))]
 
 
-def records(folder: Path) -> list[dict[str, object]]:
+def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
 
 
+ROWS = "+eval.rows={plain:{},voted:{search:self_consistency,options:{samples:2},forks:false}}"
+
+
 def test_a_stopped_evaluation_neither_loses_nor_repeats_a_problem(tmp_path: Path, fresh: Path) -> None:
-    own = [*SETTINGS, f"model.path={fresh}", "eval.problems=21", "eval.batch_problems=4"]
+    own = [*SETTINGS, f"model.path={fresh}", "eval.problems=21", "eval.batch_problems=4", "eval.record=6", ROWS]
     shown = run("evaluate", *own, f"output_dir={tmp_path / 'whole'}")
-    assert " 21 " in table(shown)[1] and max(map(len, table(shown))) <= 80
-    wanted = records(tmp_path / "whole")
-    assert len({row["problem_id"] for row in wanted}) == 21
-    broken, notes = tmp_path / "broken", tmp_path / "broken" / "heldout.part.jsonl"
+    assert " 21 " in table(shown)[2] and max(map(len, table(shown))) <= 80
+    files = [f"{row}/{name}.jsonl" for row in ("plain", "voted") for name in ("heldout", "rollouts")]
+    wanted = {name: (tmp_path / "whole" / name).read_text() for name in files}
+    assert len({row["problem_id"] for row in records(tmp_path / "whole" / "voted")}) == 21
+    assert wanted["plain/rollouts.jsonl"].count("\n") == wanted["voted/rollouts.jsonl"].count("\n") == 6
+    broken = tmp_path / "broken"
     command = [sys.executable, str(ROOT / "scripts/evaluate.py"), *own, f"output_dir={broken}"]
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        before = len(notes.read_text().splitlines()) if notes.exists() else 0
+    for row, number in (("plain", signal.SIGTERM), ("voted", signal.SIGKILL)):
+        notes = broken / row / "heldout.part.jsonl"
         with running(command, tmp_path / "log") as started:
-            started.until(lambda n=before: notes.exists() and len(notes.read_text().splitlines()) > n, 120)
+            started.until(lambda notes=notes: notes.exists() and len(notes.read_text().splitlines()) >= 4, 120)
             os.kill(started.process.pid, number)
             started.ended(60)
             assert started.process.returncode == (REQUEUE if number == signal.SIGTERM else -number)
-    assert reached(broken) == f"broken/{len(notes.read_text().splitlines())}"  # for the script that requeues
-    assert 8 <= len(notes.read_text().splitlines()) < 21
+        assert 4 <= len(notes.read_text().splitlines()) < 21
+        assert f"{row}/{len(notes.read_text().splitlines())}" in reached(broken)  # for the script that requeues
     assert table(run("evaluate", *own, f"output_dir={broken}")) == table(shown)
-    assert records(broken) == wanted and not notes.exists()
+    assert {name: (broken / name).read_text() for name in files} == wanted
+    assert not list(broken.glob("**/*.part.jsonl"))
     assert table(run("evaluate", *own, f"output_dir={broken}")) == table(shown)  # of what is finished
 
 
@@ -92,7 +108,9 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path, fresh: Path) -> None:
     own = [*SETTINGS, f"model.path={fresh}", "eval.problems=9", "eval.batch_problems=4"]
     for ranks in (1, 2):
         run("evaluate", *own, f"output_dir={tmp_path / str(ranks)}", ranks=ranks)
-    assert records(tmp_path / "1") == records(tmp_path / "2")
+    for one, other in zip(records(tmp_path / "1/policy"), records(tmp_path / "2/policy"), strict=True):
+        assert one.pop("logprob") == pytest.approx(other.pop("logprob"), abs=2e-4)  # batches differ in the last digits
+        assert one == other
 
 
 def test_what_cannot_be_evaluated_is_refused() -> None:
@@ -100,3 +118,53 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
         check(load(["model.path=x", "eval.problems=0"]))
     with pytest.raises(ConfigError, match=r"model\.path is not set"):
         check(load([]))
+    with pytest.raises(ConfigError, match=r"eval\.alone=3 times one problem at a time: start one rank, not 2"):
+        check(load(["model.path=x", "eval.alone=3"]), ranks=2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("{a:{samples:0}}", "a row of eval.rows has samples=0"),
+        ("{a:{threads:apart}}", "row a of eval.rows, option threads: 'apart' is not"),
+        ("{a:{sample:3}}", "row a of eval.rows has no option 'sample': did you mean 'samples'?"),
+        ("{a:{search:self_consistancy}}", "did you mean self_consistency?"),
+        ("{a:{search:best_of_n,options:{n:3}}}", "strategy best_of_n has no option 'n'"),
+    ],
+)
+def test_a_row_that_means_nothing_is_refused_before_the_model_is_loaded(rows: str, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        check(load(["model.path=x", f"+eval.rows={rows}"]))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
+def test_a_row_is_a_folder_of_its_own(name: str) -> None:
+    config = load([])
+    config.eval.rows = {name: {}}
+    with pytest.raises(ConfigError, match="rows are folders"):
+        rows_of(config)
+
+
+def test_what_only_an_evaluation_may_do_is_not_trained() -> None:
+    check_trainable(load([]))
+    for override in ("strategy.name=in_order", "strategy.forks=false", "strategy=self_consistency", "eval=strategies"):
+        with pytest.raises(ConfigError, match="a policy is trained as it is sampled"):
+            check_trainable(load([override]))
+
+
+def test_a_row_without_forks_bans_every_tag_but_those_around_the_reasoning() -> None:
+    tokens = toy_tokens()
+    banned = {tokens.decode((token,)) for token in forbidden(make_dialect("threadweaver", tokens), tokens.eos, "x")}
+    assert "<Parallel>" in banned and "<Thread>" in banned and not banned & {"<think>", "</think>", "<|eos|>"}
+
+
+def test_rows_keep_what_they_do_not_say() -> None:
+    config = load(["eval.samples=3", "eval.temperature=0.5", "rollout.max_critical_tokens=90"])
+    assert rows_of(config)["policy"] == Row("fork_join", True, "single", {}, 3, 0.5, 768, 90)
+    config = load(
+        ["strategy=self_consistency", "+eval.rows={a:{},b:{search:single,temperature:0.0,max_critical_tokens:5}}"]
+    )
+    rows = rows_of(config)
+    assert (rows["a"].search, rows["a"].options) == ("self_consistency", {"samples": 40})
+    assert (rows["b"].search, rows["b"].options, rows["b"].temperature) == ("single", {}, 0.0)
+    assert rows["b"].max_critical_tokens == 5

@@ -9,25 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_samples import sample
 
-from apr_train.evaluate import Record, summarise, write_records
+from apr_train.evaluation.metrics import summarise
+from apr_train.evaluation.samples import Sample, write_samples
 from scripts import quickstart
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 FAIL = [sys.executable, "-c", "raise SystemExit(3)"]
 
 
-def record(name: str, parts: int, correct: bool, l_critical: int, l_total: int, blocks: int = 0) -> Record:
-    return Record(name, parts, correct, "answered", l_critical, l_total, blocks, 2 * blocks)
+def record(name: str, parts: int, correct: bool, l_critical: int, l_total: int, blocks: int = 0) -> Sample:
+    own = {"l_critical": l_critical, "l_total": l_total, "blocks": blocks, "threads": 2 * blocks}
+    return sample(name, parts=parts, correct=correct, **own)
 
 
 OURS = [record("a", 1, True, 50, 50), record("b", 3, True, 200, 450, blocks=1)]
 SEQUENTIAL = [record("a", 1, True, 100, 100), record("b", 3, False, 300, 300)]
 
 
-def write_run(folder: Path, records: list[Record]) -> None:
+def write_run(folder: Path, records: list[Sample]) -> None:
     (folder / "rl").mkdir(parents=True)
-    write_records(folder / "rl" / "heldout.jsonl", records)
+    write_samples(folder / "rl" / "heldout.jsonl", records)
     sft = summarise([record("a", 1, True, 60, 60), record("b", 3, True, 240, 240)])
     summary = {"sft": sft, "rl": summarise(records), "gap_logprob_mean_abs": 2.5e-7}
     (folder / "summary.json").write_text(json.dumps(summary))

@@ -47,6 +47,10 @@ class Redundancy:
             raise RewardError(f"redundancy needs n >= 1 and 0 <= free < 1, not n={self.n}, free={self.free}")
 
     def __call__(self, scored: Scored, group: Group) -> float:
+        return self.of(scored)
+
+    def of(self, scored: Scored) -> float:
+        """The same, of a trajectory alone."""
         counts: list[float] = []
         for siblings in scored.blocks.values():
             grams = [_grams(thread.sampled, self.n) for thread in siblings]
