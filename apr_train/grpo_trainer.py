@@ -26,7 +26,7 @@ from apr_train.dag_packing import TrajectoryCall
 from apr_train.guard import GapGate
 from apr_train.guarded import GuardedTrainer
 from apr_train.masks import EXACT, Masks
-from apr_train.metrics import term_metrics, trajectory_metrics
+from apr_train.metrics import step_metrics, term_metrics, trajectory_metrics
 from apr_train.revival import Revival
 from apr_train.rollouts import Rollouts
 from apr_train.rows import Rows, call_rows, cut_rows, pad_rows, split_groups, structured_calls
@@ -41,8 +41,9 @@ from rollout.errors import UserError
 from rollout.orchestrator import mix
 from rollout.trajectory import Trajectory
 
-OnRollouts = Callable[[int, list[Scored], list[float], list[float]], None]
-"""Called once a step with (step from 1, trajectories, rewards, advantages of their roots) of this rank."""
+OnRollouts = Callable[[int, list[Scored], list[float], list[float], list[dict[str, Part]]], None]
+"""Called once a step with (step from 1, trajectories, rewards, advantages of their roots, the rewards' parts by term)
+of this rank."""
 
 
 class NoSignalWarning(UserWarning):
@@ -89,23 +90,32 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # metrics leave through `callbacks`
+        self._worst = torch.zeros((), device=self.accelerator.device)  # gap of a token in this step
 
     # -- 1. rollouts -----------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """One trajectory per input row (whole groups, adjacent) -> call rows on this rank."""
-        step, started = self.state.global_step, time.perf_counter()
+        step, started, verified = self.state.global_step, time.perf_counter(), self.rollouts.deadlines.spent["verify"]
         numbers = [row["problem"] for row in inputs]
         scored, resampled = self.revival.run(lambda: full_weights(self.policy()), lambda: self._sample(numbers, step))
         synced, sampled = started + self.revival.sync_seconds, time.perf_counter()
         parts = self._parts(scored, step + 1)
         advantages, rewards = self._advantages(scored, parts)
-        self._record(scored, parts, advantages["root"], resampled)
-        self._metrics["train"]["time/sync"].append(synced - started)
-        self._metrics["train"]["time/rollout"].append(sampled - synced)
-        tokens = sum(each.lengths.l_total for each in scored) * self.accelerator.num_processes
-        self._metrics["train"]["perf/tokens_per_s"].append(tokens / (sampled - synced))
-        self.on_rollouts(step + 1, scored, rewards, advantages["root"])
+        metrics = self._record(scored, parts, advantages["root"], resampled)
+        tokens = metrics["tree/l_total"] * len(scored) * self.accelerator.num_processes
+        self._log(
+            metrics
+            | {
+                "time/sync": synced - started,
+                "time/rollout": sampled - synced,
+                "time/verify": self.rollouts.deadlines.spent["verify"] - verified,
+                "perf/tokens_per_second": tokens / (sampled - synced),
+                "sync/policy_version": self.rollouts.sampler.policy_version,
+                "sync/engine_restarts": self.revival.used,
+            }
+        )
+        self.on_rollouts(step + 1, scored, rewards, advantages["root"], parts)
         credited = self._credit(scored, advantages, rewards)
         trajectories = [each.trajectory for each in scored]
         self.structured = structured_calls(trajectories, self.masks)
@@ -188,7 +198,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         scored = [self.masks.scored(trajectory) for trajectory in trajectories]
         counts = torch.tensor([sum(map(sum, scored)), sum(map(len, scored))], device=self.accelerator.device)
         can, calls = self._summed(counts).tolist()
-        self._metrics["train"]["gap/unscored_calls"].append(1.0 - can / max(1, calls))
+        self._log({"gap/unscored_calls": 1.0 - can / max(1, calls)})
         return [
             [advantage if whether else None for advantage, whether in zip(own, told, strict=True)]
             for own, told in zip(credited, scored, strict=True)
@@ -196,24 +206,23 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
 
     def _record(
         self, scored: list[Scored], parts: list[dict[str, Part]], advantages: list[float], resampled: int
-    ) -> None:
-        """Means over all trajectories of all ranks, NaN meaning "does not apply here"."""
+    ) -> dict[str, float]:
+        """Figures of all trajectories of all ranks, NaN meaning "does not apply here"."""
         rows = [
             trajectory_metrics(each)
             | term_metrics(terms)
-            | {"reward": sum(part.value for part in terms.values()), "advantage/abs_mean": abs(advantage)}
+            | {"reward/total": sum(part.value for part in terms.values()), "advantage/mean_abs": abs(advantage)}
             for each, terms, advantage in zip(scored, parts, advantages, strict=True)
         ]
         names = list(rows[0])
         table = self._gathered(torch.tensor([list(row.values()) for row in rows], device=self.accelerator.device))
-        groups_PG = table[:, names.index("advantage/abs_mean")].view(-1, self.group_size)
         resampled_groups = self._summed(torch.tensor(resampled, device=self.accelerator.device))
-        metrics = dict(zip(names, table.nanmean(0).tolist(), strict=True)) | {
-            "group/with_signal": (groups_PG.amax(1) > 0).float().mean().item(),
-            "group/resampled": resampled_groups.item() / len(groups_PG),
-            **{f"schedule/{name}": factor for name, factor in self.reward.schedule(self.state.global_step + 1).items()},
+        schedule = self.reward.schedule(self.state.global_step + 1)
+        metrics = step_metrics(names, table, self.group_size) | {
+            "group/resampled": resampled_groups.item() * self.group_size / len(table),
+            **{f"reward/schedule/{name}": factor for name, factor in schedule.items()},
         }
-        if self.algorithm.dynamic_sampling and not metrics["group/with_signal"]:
+        if self.algorithm.dynamic_sampling and metrics["group/without_signal"] == 1.0:
             warnings.warn(
                 f"step {self.state.global_step + 1}: every group's rewards are equal, also after "
                 f"{self.algorithm.dynamic_sampling} rounds of dynamic sampling, so nothing is learnt from it: the "
@@ -221,6 +230,10 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
                 NoSignalWarning,
                 stacklevel=2,
             )
+        return metrics
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """For TRL to log at the end of the step: means of what was noted by then."""
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
@@ -249,8 +262,8 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step += 1
         if self._step % self.micro_batches == 0:
-            self._metrics["train"]["time/update"].append(self._seconds)
-            self._seconds = 0.0
+            self._log({"time/update": self._seconds, "gap/logprob_max_abs": self._gathered(self._worst).max().item()})
+            self._seconds, self._worst = 0.0, torch.zeros_like(self._worst)
         return loss
 
     def _micro_batch(self, inputs: Any) -> Rows:
@@ -266,6 +279,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
     def _forget_passes(self) -> None:
         super()._forget_passes()
         self.gate.sum, self.gate.count = self.gate_mark
+        self._worst = torch.zeros_like(self._worst)
 
     def _cut(self, batch: Rows, pieces: int) -> list[Rows]:
         whole = {"num_items_in_batch": batch["num_items_in_batch"]}
@@ -315,10 +329,11 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, **options
             )
         mask = self._scoring["completion_mask"]
-        gaps = ((result[0].detach() - self._scoring["old_per_token_logps"]).abs() * mask).sum()
-        total, count = self._summed(torch.stack([gaps, mask.sum()])).tolist()
+        gaps = (result[0].detach() - self._scoring["old_per_token_logps"]).abs() * mask
+        self._worst = torch.cat([gaps.flatten(), self._worst[None]]).max()  # a piece may have no tokens at all
+        total, count = self._summed(torch.stack([gaps.sum(), mask.sum()])).tolist()
         if count:  # of a piece that only keeps step with the others there is no gap
-            self._metrics["train"]["gap/logprob_mean_abs"].append(self.gate.check(total / count))
+            self._log({"gap/logprob_mean_abs": self.gate.check(total / count)})
         return result
 
     def _packed_logps(
@@ -346,7 +361,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
                 fused_lm_head=True,
                 **{key: value.to(device) for key, value in more.items()},
             )
-        self._metrics["train"]["perf/packing_ratio"].append(packed.raw_tokens / packed.unique_tokens)
+        self._log({"perf/packing_ratio": packed.raw_tokens / packed.unique_tokens})
         where = where.to(device)
         return _scatter(outputs.log_probs[0], where), _scatter(outputs.entropy[0], where)
 

@@ -27,6 +27,7 @@ from apr_train.config import Config, ConfigError, SftConfig
 from apr_train.harvest import Progress, harvest, read_kept
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback, quiet_libraries
+from apr_train.metrics import heldout_metrics
 from apr_train.problems import check_prompts, draw_problems
 from apr_train.progress import claim, noted_stop
 from apr_train.revival import Revival
@@ -270,8 +271,12 @@ class RunStages:
         self.wait()
 
     def evaluate(self, model: Path) -> dict[str, Any]:
-        """See Stages."""
-        return evaluate_folder(self.parts, model)
+        """See Stages. Logs it at the number of the round, 0 before the first."""
+        summary = evaluate_folder(self.parts, model)
+        stage = model.parent.name if model.name == "model" else model.name
+        number = int(stage.removeprefix("round")) if stage.startswith("round") else 0
+        self.parts.log.heldout(f"{stage}_heldout", number, heldout_metrics(summary))
+        return summary
 
     def wait(self) -> None:
         """See Stages."""

@@ -122,7 +122,7 @@ CASES = [
         "no path",
         TASK,
         "neither a file nor a dataset",
-        "task jsonl needs exactly one of data.options.path and data.options.dataset",
+        "task jsonl needs exactly one of data.options.path, data.options.paths and data.options.dataset",
         task(),
     ),
     Case(

@@ -40,7 +40,7 @@ def write(name: str, content: str | bytes) -> str:
 
 def cases() -> list[Case]:
     """All, in the order of the page."""
-    modules = ("configs", "values", "plugins", "data", "models", "checkpoints", "servers")
+    modules = ("configs", "values", "plugins", "data", "models", "checkpoints", "servers", "views")
     return [case for name in modules for case in import_module(f"bad_{name}").CASES]
 
 

@@ -25,9 +25,9 @@ def unknown_metric() -> None:
 
     from apr_train.saving import _StopCallback
 
-    saver = SimpleNamespace(score="rewrd", values=[])
+    saver = SimpleNamespace(score="reward/totl", values=[])
     nothing = cast(Any, None)
-    _StopCallback(nothing, cast(Any, saver)).on_log(nothing, nothing, nothing, {"loss": 0.1, "reward": 0.5})
+    _StopCallback(nothing, cast(Any, saver)).on_log(nothing, nothing, nothing, {"loss": 0.1, "reward/total": 0.5})
 
 
 def in_proc() -> None:
@@ -238,8 +238,8 @@ CASES = [
     Case(
         "unknown metric",
         MEANING,
-        "`checkpoint.keep_best=rewrd`, found when the stage logs first",
-        "checkpoint.keep_best=rewrd is no metric of this stage; reward is",
+        "`checkpoint.keep_best=reward/totl`, found when the stage logs first",
+        "checkpoint.keep_best=reward/totl is no metric of this stage; reward/total is",
         unknown_metric,
     ),
 ]

@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 from conftest import ROOT
 
+from apr_train.vocabulary import reproducible
+
 MODEL = (
     *("model.hidden_size=64", "model.intermediate_size=128", "model.heads=2", "model.kv_heads=2"),
     *("data.options.parts_max=2", "data.options.steps_min=2", "data.options.steps_max=3", "eval.problems=8"),
@@ -63,7 +65,8 @@ def results(folder: Path, ranks: int) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
     del summary["wall_seconds"]
     return {
-        "curve": [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in logged(folder)],
+        "curve": [reproducible(row) for row in logged(folder) if "eval/problems" not in row],
+        "evaluations": [row for row in logged(folder) if "eval/problems" in row],
         "weights": (folder / "rl" / "model.safetensors").read_bytes(),
         "rollouts": [(folder / f"rollouts-rank{rank}.jsonl").read_text() for rank in range(ranks)],
         "heldout": (folder / "rl" / "heldout.jsonl").read_text(),

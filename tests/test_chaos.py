@@ -140,7 +140,7 @@ def test_a_verifier_that_is_killed(tmp_path: Path) -> None:
     arguments = (*own, *rl, *sft, *data, "algorithm.learning_rate=1e-3", "reward=outcome")
     start(tmp_path / "whole", *arguments)
     wanted = results(tmp_path / "whole", 1)
-    assert len({row["reward"] for row in wanted["curve"] if row["stage"] == "rl"}) > 3
+    assert len({row["reward/total"] for row in wanted["curve"] if row["stage"] == "rl"}) > 3
     broken = tmp_path / "run"
     with running(command(broken, *arguments), tmp_path / "log") as run:
         for _ in range(ROUNDS):

@@ -20,8 +20,11 @@ from apr_train.tasks.base import TaskError
 from apr_train.tasks.corpus import CorpusOptions
 from apr_train.tasks.countdown import CountdownOptions
 from apr_train.tasks.countdown_search import SearchOptions
+from apr_train.tasks.gym import GymOptions
 from apr_train.tasks.jsonl import JsonlOptions
 from apr_train.tasks.multiplication import MultiplicationOptions
+from apr_train.tasks.set_intersection import SetIntersectionOptions
+from apr_train.tasks.sorting import SortingOptions
 from apr_train.validate import CHOICES, check_model_folder, validate
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONFIGS.glob("*/*.yaml"))
@@ -34,14 +37,19 @@ NEEDS = {  # refused alone, on purpose
     "strategy=group_think": ["dialect=parathinker"],
     "strategy=hogwild": ["dialect=parathinker", "algorithm.steps=0"],
 }
+BENCHMARK_DATA = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench", "gsm8k_test")
 TASK_OPTIONS = {
     "arithmetic": ArithmeticOptions,
     "multiplication": MultiplicationOptions,
     "countdown": CountdownOptions,
     "jsonl": JsonlOptions,
     "gsm8k": JsonlOptions,
+    **dict.fromkeys((*BENCHMARK_DATA, "math"), JsonlOptions),
     "countdown_search": SearchOptions,
     "corpus": CorpusOptions,
+    "reasoning_gym": GymOptions,
+    "sorting": SortingOptions,
+    "set_intersection": SetIntersectionOptions,
 }
 
 

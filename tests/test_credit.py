@@ -154,7 +154,7 @@ def test_mean_over_calls_by_hand() -> None:
 def brute_force(trainer: Any, kind: str) -> torch.Tensor:
     """The gradient that the credit rule means, one plain forward per call; no code of ours between rollout and loss."""
     collected: list[tuple[Scored, float, float]] = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(
+    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
         zip(scored, rewards, advantages, strict=True)
     )
     ours = step_gradient(trainer)

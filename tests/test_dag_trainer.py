@@ -119,7 +119,7 @@ def test_two_steps_of_the_trainer_reach_the_weights_of_a_dense_forward_per_call(
 def test_the_trainers_gradient_is_the_clipped_policy_gradient_by_brute_force(tmp_path: Path) -> None:
     trainer = stitched_trainer(tmp_path, noise=0.4)
     collected: list[Any] = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(
+    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
         zip(scored, advantages, strict=True)
     )
     ours = step_gradient(trainer)

@@ -8,6 +8,8 @@ import pytest
 
 from apr_train.config import Config
 from apr_train.run import run
+from apr_train.stored import read_recorded
+from apr_train.vocabulary import reproducible
 
 
 def tiny_run(folder: Path, seed: int) -> list[dict[str, Any]]:
@@ -31,13 +33,17 @@ def tiny_run(folder: Path, seed: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("runs")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> list[list[dict[str, Any]]]:
     return [tiny_run(folder / name, seed) for name, seed in (("one", 5), ("two", 5), ("other", 6))]
 
 
 def curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/tokens"))} for row in rows]
+    return [reproducible(row) for row in rows]
 
 
 def test_the_sampler_is_the_policy_that_is_trained(runs: list[list[dict[str, Any]]]) -> None:
@@ -55,6 +61,15 @@ def test_forks_happened_and_were_trained(runs: list[list[dict[str, Any]]]) -> No
 def test_same_seed_same_run(runs: list[list[dict[str, Any]]]) -> None:
     assert curves(runs[0]) == curves(runs[1])
     assert curves(runs[0]) != curves(runs[2])
+
+
+def test_recorded_rollouts_hold_the_parts_of_their_rewards(runs: list[list[dict[str, Any]]], folder: Path) -> None:
+    recorded = read_recorded([folder / "one/rollouts-rank0.jsonl"])
+    assert len(recorded) == 3 * 16
+    for each in recorded:
+        assert set(each.terms) == {"outcome", "acceleration"}
+        assert sum(each.terms.values()) == pytest.approx(each.reward)
+    assert any(each.terms["acceleration"] > 0 for each in recorded)
 
 
 def test_every_end_is_named_and_shares_sum_to_one(runs: list[list[dict[str, Any]]]) -> None:

@@ -27,7 +27,7 @@ def test_gradient_is_the_clipped_policy_gradient_by_brute_force(tmp_path: Path) 
     """-1/T sum over trajectories of A * grad of min(ratio, clip(ratio)), one plain forward per call."""
     trainer = make_trainer(tmp_path, packed=True, noise=0.4)  # ratios up to e^0.4 leave [0.8, 1.28]: clipping matters
     collected = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(
+    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
         zip(scored, advantages, strict=True)
     )
     ours = step_gradient(trainer)
@@ -114,7 +114,7 @@ def test_forced_tokens_train_nothing(tmp_path: Path, packed: bool) -> None:
 def test_rows_hold_the_sampled_ids_as_targets_and_nothing_else(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, packed=True)
     collected = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(scored)
+    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(scored)
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
     targets = inputs["completion_ids"][inputs["completion_mask"].bool()].tolist()
     sampled = [
@@ -127,7 +127,7 @@ def test_rows_hold_the_sampled_ids_as_targets_and_nothing_else(tmp_path: Path) -
 def test_one_advantage_per_trajectory_whatever_its_number_of_calls(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, packed=True)
     collected = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(
+    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
         zip(scored, rewards, advantages, strict=True)
     )
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))

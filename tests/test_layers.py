@@ -24,8 +24,11 @@ HOMES = {
     "trl": ("apr_train/arguments.py", "apr_train/grpo_trainer.py", "apr_train/sft.py"),
     "deepspeed": ("apr_train/run.py", "apr_train/weight_sync.py"),
     "peft": ("apr_train/lora.py",),
+    "treequest": ("rollout/strategies/tree_search.py",),
     "hydra": ("apr_train/compose.py", "scripts/*.py"),
     "wandb": ("apr_train/logg*.py",),
+    "wandb_workspaces": ("apr_train/logg*.py",),
+    "tensorboard": ("apr_train/logg*.py",),
 }
 """Where each heavy library lives. Adding a file here is a decision, not a repair."""
 

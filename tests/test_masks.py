@@ -44,7 +44,7 @@ def test_an_update_is_that_of_the_public_trainer_and_not_of_the_sampler(tmp_path
     trainer = make_trainer(tmp_path, packed=True, noise=0.4, micro_batches=parts)
     trainer.masks = SEEN
     collected: list[tuple[Trajectory, float]] = []
-    trainer.on_rollouts = lambda _step, scored, _rewards, advantages: collected.extend(
+    trainer.on_rollouts = lambda _step, scored, _rewards, advantages, _parts: collected.extend(
         (each.trajectory, advantage) for each, advantage in zip(scored, advantages, strict=True)
     )
     ours = step_gradient(trainer)

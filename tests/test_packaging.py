@@ -66,7 +66,8 @@ def test_both_lists_hold_the_same_versions() -> None:
 @pytest.mark.parametrize(("extra", "listed"), [("cpu", CPU), ("gpu", GPU)])
 def test_what_the_project_asks_for_is_in_the_lists_at_that_version(extra: str, listed: dict[str, str]) -> None:
     optional = PROJECT["project"]["optional-dependencies"]
-    for text in [*PROJECT["project"]["dependencies"], *optional[extra], *optional["dev"]]:
+    extras = [*optional[extra], *optional["search"], *optional["tasks"], *optional["dev"]]
+    for text in [*PROJECT["project"]["dependencies"], *extras]:
         requirement = Requirement(text)
         version = listed[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version, prereleases=True), text
@@ -97,6 +98,15 @@ def has_modules(package: str) -> bool:
     return any((ROOT / package.replace(".", "/")).glob("*.py"))
 
 
+@pytest.mark.parametrize("package", ["rollout.viewer", "apr_train.report"])
+def test_every_file_of_a_page_is_packaged(package: str) -> None:
+    """An editable install finds them in the checkout; a wheel holds only what is declared."""
+    folder = ROOT.joinpath(*package.split("."))
+    declared: list[str] = PROJECT["tool"]["setuptools"]["package-data"][package]
+    packaged = {file for pattern in declared for file in folder.glob(pattern)}
+    assert packaged == {file for file in folder.rglob("*") if file.suffix in (".html", ".css", ".js")} != set()
+
+
 def test_the_licence_is_there_in_full() -> None:
     assert PROJECT["project"]["license"] == "Apache-2.0"
     text = (ROOT / "LICENSE").read_text()
@@ -106,7 +116,7 @@ def test_the_licence_is_there_in_full() -> None:
 
 def test_ci_runs_make_test_and_nothing_more() -> None:
     lines = (ROOT / ".ci/run").read_text().splitlines()
-    commands = [line for line in lines if line and not line.startswith(("#", "echo ", "cd ", "set "))]
+    commands = [line for line in lines if line and not line.startswith(("#", "echo ", "cd ", "set ", "export "))]
     assert commands == ["make test"]
     assert os.access(ROOT / ".ci/run", os.X_OK)
 

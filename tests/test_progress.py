@@ -104,7 +104,7 @@ def test_a_run_that_goes_back_forgets_only_its_own_stage_and_rings_as_it_did(
 
     def init(**options: Any) -> Any:
         ids.append(options["id"])
-        return SimpleNamespace(log=lambda *_: None, finish=lambda: None)
+        return SimpleNamespace(log=lambda *_: None, define_metric=lambda *_, **__: None, finish=lambda: None)
 
     monkeypatch.setattr(logger.wandb, "init", init)
     config = load(["logger.progress=false"])

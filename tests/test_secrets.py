@@ -53,7 +53,7 @@ from apr_train.logger import MetricsLog
 folder = Path(sys.argv[1])
 config = load(["experiment=quickstart", "logger.wandb=offline", f"output_dir={folder}"])
 log = MetricsLog(config, folder, True)
-log.write("rl", 1, 1, {"reward": 1.0}, 0.0)
+log.write("rl", 1, 1, {"reward/total": 1.0}, 0.0)
 log.say("said")
 log.close()
 check_same_run(folder, identity_of(config, [], 1), writes=True)

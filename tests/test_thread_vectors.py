@@ -148,7 +148,7 @@ def numbered_trainer(folder: Path) -> Any:
 def test_the_policy_gradient_is_that_of_brute_force_also_of_the_vectors(tmp_path: Path) -> None:
     trainer = numbered_trainer(tmp_path)
     collected: list[Any] = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages: collected.extend(
+    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
         zip(scored, advantages, strict=True)
     )
     ours = step_gradient(trainer)
