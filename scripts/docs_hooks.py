@@ -15,34 +15,7 @@ INCLUDED = {
     "slurm.md": "slurm/README.md",
 }
 """Pages by their name on the site, and the file each of them is."""
-AWAITED = frozenset({"metrics.md", "viewer.md", "benchmarks.md", "evaluate.md", "strategies.md"})
-"""Pages that the nav may name before they are written."""
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
-
-
-def on_config(config: Any) -> Any:
-    """Leaves out nav entries of awaited pages that are not there yet."""
-    missing = {page for page in AWAITED if not (ROOT / "docs" / page).exists()}
-    config["nav"] = [_without(entry, missing) for entry in config["nav"]]
-    return config
-
-
-def _without(entry: Any, missing: set[str]) -> Any:
-    """A nav entry without these pages; sections keep their order."""
-    if not isinstance(entry, dict):
-        return entry
-    return {
-        title: [_without(e, missing) for e in below if not set(_pages(e)) & missing]
-        if isinstance(below, list)
-        else below
-        for title, below in entry.items()
-    }
-
-
-def _pages(entry: Any) -> list[str]:
-    """The page that an entry names itself."""
-    values = entry.values() if isinstance(entry, dict) else [entry]
-    return [value for value in values if isinstance(value, str)]
 
 
 def on_files(files: Any, config: Any) -> Any:

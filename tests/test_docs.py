@@ -55,7 +55,7 @@ def test_every_page_is_in_the_nav_or_left_out_on_purpose() -> None:
     named = nav_pages(SITE["nav"])
     assert len(named) == len(set(named))
     assert set(PAGES) - set(named) == LEFT_OUT.keys()
-    assert set(named) - set(PAGES) <= docs_hooks.INCLUDED.keys() | docs_hooks.AWAITED
+    assert set(named) - set(PAGES) <= docs_hooks.INCLUDED.keys()
 
 
 def slug(heading: str) -> str:
@@ -90,16 +90,6 @@ def test_links_to_files_that_are_no_pages_become_text_and_broken_ones_stay() -> 
     assert told("[x](../../slurm/README.md)", "results/rewards.md") == "[x](../slurm.md)"
     assert told("[config](apr_train/config.py) [no](docs/no.md)", "index.md") == "config [no](docs/no.md)"
     assert told("[arXiv](https://arxiv.org/abs/1)", "index.md") == "[arXiv](https://arxiv.org/abs/1)"
-
-
-def test_awaited_pages_leave_the_nav_until_they_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    nav = [{"Home": "index.md"}, {"Reference": [{"Metrics": "metrics.md"}, {"Rewards": "rewards.md"}]}]
-    monkeypatch.setattr(docs_hooks, "ROOT", tmp_path)
-    shown = docs_hooks.on_config({"nav": nav})["nav"]
-    assert shown == [{"Home": "index.md"}, {"Reference": [{"Rewards": "rewards.md"}]}]
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/metrics.md").touch()
-    assert docs_hooks.on_config({"nav": nav})["nav"] == nav
 
 
 def test_nothing_but_a_build_installs_mkdocs() -> None:
@@ -253,8 +243,7 @@ def test_the_site_builds_strictly_and_fetches_nothing(builder: Path, tmp_path: P
     done = build_site(ROOT, builder, tmp_path / "site")
     assert done.returncode == 0, done.stderr[-3000:]
     there = {str(file.relative_to(tmp_path / "site")) for file in (tmp_path / "site").rglob("*.html")}
-    waiting = {page for page in docs_hooks.AWAITED if page not in PAGES}
-    assert {page.replace(".md", ".html") for page in set(nav_pages(SITE["nav"])) - waiting} <= there
+    assert {page.replace(".md", ".html") for page in nav_pages(SITE["nav"])} <= there
     for name in there:
         reader = Fetched()
         reader.feed((tmp_path / "site" / name).read_text(encoding="utf-8"))

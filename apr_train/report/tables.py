@@ -101,7 +101,7 @@ def shape(report: Report) -> Table:
         "Shape",
         ["row", *columns],
         rows,
-        note="Width, depth and redundancy are of samples that fork; a search forks by itself, and no grammar is checked.",
+        note="Width, depth and redundancy: of samples that fork. A search forks by itself; no grammar is checked.",
     )
 
 
