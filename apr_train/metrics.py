@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from apr_train.vocabulary import METRICS
 from rewards.reward import Part
 from rewards.scored import Scored
 from rewards.verdict import Verdict
@@ -81,5 +82,7 @@ def group_std(rewards_PG: Tensor) -> float:
 
 
 def heldout_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what `evaluate.summarise` found, the figures over all problems."""
-    return {f"eval/{name.removesuffix('_mean')}": value for name, value in summary.items() if name != "by_parts"}
+    """Of what `evaluation.metrics.summarise` found, what the vocabulary has under `eval/`."""
+    names = [metric.name for metric in METRICS if metric.name.startswith("eval/")] if summary else []
+    figures = {name: name.removeprefix("eval/") for name in names}
+    return {name: summary[key] if key in summary else summary[f"{key}_mean"] for name, key in figures.items()}

@@ -1,16 +1,16 @@
 """Refuses a configuration that cannot train rightly, in one line, before any time is spent."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from apr_train.config import PUBLIC_MASKS, AlgorithmConfig, Config, ConfigError, ModelConfig, RolloutConfig
+from apr_train.config import PUBLIC_MASKS, AlgorithmConfig, Config, ConfigError, ModelConfig
 from apr_train.sampler import join_of
-from apr_train.values import check_url, check_values
+from apr_train.validate_sampling import check_rollout, check_servers, check_strategy, check_waits
+from apr_train.values import check_values
 from apr_train.values import need as _need
 from rewards.build import make_reward
 from rewards.errors import RewardError
@@ -118,36 +118,11 @@ def validate(config: Config, ranks: int = 1) -> None:
         config.cluster.launcher == "none" or config.dry_run,
         "cluster=slurm starts nothing by itself: add dry_run=true, and type the sbatch command that it prints",
     )
-    serving = config.cluster.server_nodes
-    _need(
-        not serving or (serving < config.cluster.nodes and config.rollout.engine == "vllm_http"),
-        f"cluster.server_nodes={serving} needs rollout=vllm_http, and must be below "
-        f"cluster.nodes={config.cluster.nodes}",
-    )
     _check_reward(config)
     _check_scratch(config.model)
-    _check_rollout(config.rollout, config.model, flat=join_of(config) != "message")
-    _need(
-        len(config.rollout.urls) <= ranks,
-        f"rollout.urls names {len(config.rollout.urls)} servers, more than there are ranks ({ranks}): drop some, or "
-        "start more ranks",
-    )
-    wait = config.deadline
-    _need(
-        not wait.collective or (wait.rollout * wait.verify > 0 and wait.collective >= wait.rollout + wait.verify),
-        f"deadline.collective={wait.collective:g} must be at least deadline.rollout + deadline.verify, by which ranks "
-        "may be apart, or 0",
-    )
-    _need(
-        config.rollout.engine != "vllm_http" or not wait.collective or 0 < wait.sync <= wait.collective,
-        f"deadline.collective={wait.collective:g} must be at least deadline.sync, in which one rank "
-        "sends the weights, or 0",
-    )
-    shortest, call = min(wait.rollout or math.inf, wait.sync or math.inf), config.rollout.call_seconds
-    _need(
-        config.rollout.engine != "vllm_http" or call < shortest,
-        f"rollout.call_seconds={call:g} must be below deadline.rollout and deadline.sync, which end the run unsaved",
-    )
+    check_rollout(config.rollout, config.model, flat=join_of(config) != "message")
+    check_servers(config, ranks)
+    check_waits(config)
     _check_problems(config, ranks)
     _check_algorithm(config.algorithm, ranks)
     _check_deepspeed(config)
@@ -228,7 +203,7 @@ def _check_dialect(config: Config) -> None:
     except DialectError as error:
         where = "" if str(error).startswith("dialect.name=") else f"dialect.name={dialect.name}: "
         raise ConfigError(f"{where}{error}") from error
-    _check_strategy(config)
+    check_strategy(config)
     _check_mask(config)
     join = dialect.join or cls.joins[0]
     _one_of("dialect.join", join, cls.joins)
@@ -288,75 +263,11 @@ def _check_mask(config: Config) -> None:
     _need(config.strategy.name == "fork_join", f"dialect.mask={mask} needs strategy=fork_join")
 
 
-def _check_strategy(config: Config) -> None:
-    strategy, engine = config.strategy, config.rollout.engine
-    if strategy.name in ("fork_join", "in_order"):
-        return
-    _need(
-        config.dialect.name == "parathinker" and config.dialect.join in (None, "transcript"),
-        f"strategy={strategy.name} runs all threads from the prompt on, as dialect=parathinker has them with "
-        f"dialect.join=transcript; {config.dialect.name} forks elsewhere",
-    )
-    _need(
-        not config.dialect.options.get("first_finish"),
-        f"strategy={strategy.name} cannot cut threads at the first one's end: set dialect.options.first_finish=false",
-    )
-    _need(
-        engine in ("auto", "torch"),
-        f"rollout.engine={engine} cannot show threads to each other while they are sampled: use rollout=torch",
-    )
-    _need(
-        config.model.attention == "tree",
-        f"model.attention={config.model.attention} reads flat rows, not strategy={strategy.name}: use tree",
-    )
-    _need(
-        strategy.name != "hogwild" or not (config.algorithm.steps or config.sft.steps),
-        "strategy=hogwild samples only, its positions differ from reader to reader: set algorithm.steps=0 and "
-        "sft.steps=0, or train with strategy=group_think",
-    )
-
-
-def check_trainable(config: Config) -> None:
-    """Refuses what only an evaluation may do: to train, the policy must be sampled as it is. Raises ConfigError."""
-    strategy = config.strategy
-    _need(
-        strategy.name != "in_order" and strategy.forks and strategy.search == "single" and not config.eval.rows,
-        f"strategy (name={strategy.name}, forks={strategy.forks}, search={strategy.search}) or eval.rows is for "
-        "scripts/evaluate.py: a policy is trained as it is sampled, with strategy=fork_join, group_think or hogwild",
-    )
-
-
 def _check_scratch(model: ModelConfig) -> None:
     if model.path is not None:
         return
     _need(model.heads % model.kv_heads == 0, f"model.heads={model.heads} must be a multiple of model.kv_heads")
     _need(model.head_dim % 2 == 0, f"model.head_dim={model.head_dim} must be even: rotary positions turn pairs")
-
-
-def _check_rollout(rollout: RolloutConfig, model: ModelConfig, *, flat: bool) -> None:
-    """`flat`: the root reads all that its threads wrote, so a response must fit the context."""
-    longest = rollout.max_response_tokens
-    _need(
-        not flat or longest < model.max_context,
-        f"rollout.max_response_tokens={longest} leaves no room for a prompt in model.max_context={model.max_context}",
-    )
-    for key, limit in (("max_response_tokens", longest), ("max_critical_tokens", rollout.max_critical_tokens)):
-        _need(
-            limit is None or rollout.answer_tokens < limit,
-            f"rollout.answer_tokens={rollout.answer_tokens} must be below rollout.{key}={limit}",
-        )
-    _need(
-        rollout.gpu_memory_utilization < 1,
-        f"rollout.gpu_memory_utilization={rollout.gpu_memory_utilization} must be below 1: the trainer needs the rest",
-    )
-    urls = rollout.urls
-    if rollout.engine == "vllm_http":
-        _need(bool(urls), "rollout.urls is empty: vllm_http needs its servers, e.g. [http://127.0.0.1:8000/v1]")
-        _need(len(set(urls)) == len(urls), "rollout.urls names a server twice: name each once, ranks share them")
-        for url in urls:
-            check_url(url)
-    else:
-        _need(not urls, f"rollout.urls={urls} is only for rollout=vllm_http")
 
 
 def _check_secrets(config: Config) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from apr_train import compose
 from apr_train.tasks import make_task
-from apr_train.validate import check_trainable
+from apr_train.validate_sampling import check_trainable
 
 SHOWN = 5
 """Of how many rounds, the last ones, the reasons are shown; summary.json has all."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from apr_train import cluster, compose
 from apr_train.plan import plan
 from apr_train.tasks import make_task
-from apr_train.validate import check_trainable
+from apr_train.validate_sampling import check_trainable
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")

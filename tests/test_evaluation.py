@@ -22,7 +22,7 @@ from apr_train.evaluation.rows import Row, rows_of
 from apr_train.evaluation.run import check
 from apr_train.lifecycle import REQUEUE
 from apr_train.progress import reached
-from apr_train.validate import check_trainable
+from apr_train.validate_sampling import check_trainable
 from rollout.dialects import make_dialect
 from rollout.errors import UserError
 from rollout.strategies.writing import forbidden
