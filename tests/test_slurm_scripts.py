@@ -195,11 +195,11 @@ def test_servers_are_on_the_last_nodes_and_every_rank_learns_where(checkout: Che
     for word in (
         "--nodes=2 --ntasks=4 --ntasks-per-node=2 --nodelist=n3,n4 ",
         "--cpus-per-task=8 ",
-        "server.sh 30007 ",
+        "server.sh 30700 ",
     ):
         assert word in servers
     assert "nodes=2 at=n1.lan:20007 srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --nodelist=n1,n2 " in trainers
-    urls = ",".join(f"http://n{node}.lan:{port}/v1" for node, port in ((3, 30007), (3, 30008), (4, 30009), (4, 30010)))
+    urls = ",".join(f"http://n{node}.lan:{port}/v1" for node, port in ((3, 30700), (3, 30701), (4, 30702), (4, 30703)))
     assert trainers.endswith(f"rollout=vllm_http rollout.urls=[{urls}]")
     assert not [line for line in log if "token" in line]
 
