@@ -46,13 +46,13 @@ def groups(tokens: Tokens, candidates: Sequence[Candidate]) -> dict[str, list[in
 
 
 def majority(tokens: Tokens, candidates: Sequence[Candidate]) -> int | None:
-    """The candidate of the largest group with the highest mean log-prob; None when none finished.
+    """The likeliest candidate of the largest group; None when none finished. Of groups of one size the one wins whose
+    mean log-probs are higher on average; of equal ones, the first sampled. The same vote as maj@k."""
+    found = list(groups(tokens, candidates).values())
+    if not found:
+        return None
 
-    Of groups of one size the one wins that holds the highest mean log-prob; of equal ones the first sampled.
-    """
-    ranked = [
-        (len(group), candidates[best].logprob, -best)
-        for group in groups(tokens, candidates).values()
-        for best in [max(group, key=lambda index: (candidates[index].logprob, -index))]
-    ]
-    return -max(ranked)[2] if ranked else None
+    def weight(group: list[int]) -> tuple[int, float]:
+        return len(group), sum(candidates[index].logprob for index in group) / len(group)
+
+    return max(max(found, key=weight), key=lambda index: (candidates[index].logprob, -index))

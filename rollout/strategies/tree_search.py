@@ -86,7 +86,7 @@ class TreeSearch:
         options: SearchOptions = self.options
         if options.score == "verifier_oracle" and question.judge is None:
             raise StrategyError(f"strategy {self.name}, score=verifier_oracle: there is no verifier; use score=logprob")
-        search, batch = self.algorithm(_treequest(self.name))
+        search, batch = self.algorithm(load_treequest(self.name))
         writer = Writer(setting, question, self.name)
         stops = () if options.thought_tokens else self.separator.ids(setting.tokens)
         tree = search.init_tree()
@@ -162,7 +162,7 @@ class AbMcts(TreeSearch):
         return treequest.ABMCTSA(dist_type=options.model), options.batch
 
 
-def _treequest(strategy: str) -> Any:
+def load_treequest(strategy: str) -> Any:
     """The library, which not every set-up has. Raises StrategyError."""
     try:
         return import_module("treequest")
