@@ -86,7 +86,7 @@ def forget(folder: Path, kind: str | None = None) -> None:
         (folder / name).unlink(missing_ok=True)
     for file in (*folder.glob("rollouts-rank*.jsonl"), *folder.glob("error-rank*.log")):
         file.unlink()
-    for file in (*folder.glob("heldout.part.jsonl"), *folder.glob("*/heldout.part.jsonl")):
+    for file in (*folder.glob("*.part.jsonl"), *folder.glob("*/*.part.jsonl")):
         file.unlink()
     for old in (folder / "checkpoints", folder / "bad_steps", folder / "tensorboard", *folder.glob("round*")):
         if old.exists():

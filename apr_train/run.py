@@ -22,7 +22,7 @@ from apr_train.arguments import grpo_arguments
 from apr_train.checkpoint import Checkpoints, write_json
 from apr_train.config import Config
 from apr_train.deadlines import Deadlines
-from apr_train.evaluation.heldout import evaluate_folder
+from apr_train.evaluation.heldout import evaluate_folder, seal
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer, OnRollouts
 from apr_train.guard import GapGate
 from apr_train.guarded import Guard
@@ -111,9 +111,11 @@ def run(config: Config) -> dict[str, Any]:
             progress.once("sft", lambda: warm_start(parts, folder / "start"))
             start = folder / "sft"
             summary["sft"] = progress.once("sft_heldout", lambda: judged(parts, "sft", config.sft.steps))
+            seal(folder / "sft", world.is_main_process)
         if config.algorithm.steps:
             summary["gap_logprob_mean_abs"] = progress.once("rl", lambda: _rl(parts, start))
             summary["rl"] = progress.once("rl_heldout", lambda: judged(parts, "rl", config.algorithm.steps))
+            seal(folder / "rl", world.is_main_process)
         summary["wall_seconds"] = round(time.perf_counter() - started, 1)
         summary["command"] = command_line(world.num_processes)
         if world.is_main_process:

@@ -24,6 +24,7 @@ from accelerate.utils import gather_object
 from apr_train import identity
 from apr_train.checkpoint import write_json
 from apr_train.config import Config, ConfigError, SftConfig
+from apr_train.evaluation.heldout import evaluate_folder, seal
 from apr_train.harvest import Progress, harvest, read_kept
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import LogCallback, quiet_libraries
@@ -31,7 +32,7 @@ from apr_train.metrics import heldout_metrics
 from apr_train.problems import check_prompts, draw_problems
 from apr_train.progress import claim, noted_stop
 from apr_train.revival import Revival
-from apr_train.run import Parts, evaluate_folder, leave_world, load_policy, open_parts, start_world, warm_start
+from apr_train.run import Parts, leave_world, load_policy, open_parts, start_world, warm_start
 from apr_train.sft import train_sft, trajectory_rows
 from apr_train.tasks import make_task
 from apr_train.tasks.base import Problem
@@ -273,6 +274,7 @@ class RunStages:
     def evaluate(self, model: Path) -> dict[str, Any]:
         """See Stages. Logs it at the number of the round, 0 before the first."""
         summary = evaluate_folder(self.parts, model)
+        seal(model, self.parts.world.is_main_process)
         stage = model.parent.name if model.name == "model" else model.name
         number = int(stage.removeprefix("round")) if stage.startswith("round") else 0
         self.parts.log.heldout(f"{stage}_heldout", number, heldout_metrics(summary))

@@ -3,6 +3,7 @@
 import math
 
 from apr_train.config import Config, ModelConfig, RolloutConfig
+from apr_train.sampler import join_of
 from apr_train.values import check_url
 from apr_train.values import need as _need
 
@@ -10,6 +11,12 @@ from apr_train.values import need as _need
 def check_strategy(config: Config) -> None:
     """Whether the engine and the dialect can sample threads so. Raises ConfigError."""
     strategy, engine = config.strategy, config.rollout.engine
+    if strategy.name == "in_order":
+        _need(
+            join_of(config) == "transcript" and not config.dialect.options.get("first_finish"),
+            f"strategy=in_order writes blocks as one text, which dialect {config.dialect.name} with join "
+            f"{join_of(config)} does not: take dialect.join=transcript, without races",
+        )
     if strategy.name in ("fork_join", "in_order"):
         return
     _need(

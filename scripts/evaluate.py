@@ -47,7 +47,7 @@ def show(summary: dict[str, Any], folder: Path) -> None:
     """The rows side by side, and one row's problems by their parts; at most 80 columns wide."""
     console = Console(width=80, markup=False, highlight=False)
     rows = summary["rows"]
-    console.print(table(summary["name"], {name: _of_policy(row) for name, row in rows.items()}))
+    console.print(table(summary["name"], {name: row["heldout"] for name, row in rows.items()}))
     if len(rows) == 1:
         (only,) = rows.values()
         for split in ("by_parts", "by_source", "by_level"):
@@ -85,11 +85,6 @@ def matched_tokens(folder: Path, names: Iterable[str]) -> Table:
             cells += [_written(each["accuracy"], ".3f"), f"{each['low']:.2f}-{each['high']:.2f}"]
         shown.add_row(name, *cells)
     return shown
-
-
-def _of_policy(row: dict[str, Any]) -> dict[str, Any]:
-    """A row's figures, without those that a search does not leave to the policy: it is the client that forks."""
-    return row["heldout"] | ({} if row["settings"]["search"] == "single" else {"trigger_rate": None})
 
 
 def _plain(title: str, *columns: str) -> Table:

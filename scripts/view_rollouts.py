@@ -63,15 +63,18 @@ def files_of(given: Path) -> list[Path]:
     """The files of rollouts that an argument means. Raises ViewError for a folder without any."""
     if not given.is_dir():
         return [given]
-    if not (found := sorted(given.glob("rollouts-rank*.jsonl"))):
-        raise ViewError(f"{given} holds no rollouts-rank*.jsonl: train with logger.rollouts_every above 0")
+    if not (found := sorted([*given.glob("rollouts-rank*.jsonl"), *given.glob("rollouts.jsonl")])):
+        raise ViewError(
+            f"{given} holds no rollouts: train with logger.rollouts_every above 0, or evaluate with eval.record above "
+            "0, and name a row's folder"
+        )
     return found
 
 
 def tokenizer_of(given: Path) -> Path | None:
-    """The tokenizer of a run's folder, or of the run in whose folder a file lies."""
-    run = given if given.is_dir() else given.parent
-    folders = (run / "rl", run / "sft", run / "start")
+    """The tokenizer of a run's folder, or of the run in whose folder, or row's folder, a file lies."""
+    run = (given if given.is_dir() else given.parent).absolute()
+    folders = [home / stage for home in (run, run.parent) for stage in ("rl", "sft", "start")]
     return next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from apr_train.compose import load
 from apr_train.config import ConfigError
-from apr_train.evaluation.rows import Row, rows_of
+from apr_train.evaluation.heldout import seal
+from apr_train.evaluation.rows import Row, complete, rollouts_of, rows_of
 from apr_train.evaluation.run import check
 from apr_train.lifecycle import REQUEUE
 from apr_train.progress import reached
@@ -63,7 +65,15 @@ ROWS = "+eval.rows={plain:{},voted:{search:self_consistency,options:{samples:2},
 
 
 def test_a_stopped_evaluation_neither_loses_nor_repeats_a_problem(tmp_path: Path, fresh: Path) -> None:
-    own = [*SETTINGS, f"model.path={fresh}", "eval.problems=21", "eval.batch_problems=4", "eval.record=6", ROWS]
+    own = [
+        *SETTINGS,
+        f"model.path={fresh}",
+        "eval.problems=21",
+        "eval.batch_problems=4",
+        "eval.record=6",
+        "eval.alone=2",
+        ROWS,
+    ]
     shown = run("evaluate", *own, f"output_dir={tmp_path / 'whole'}")
     assert " 21 " in table(shown)[2] and max(map(len, table(shown))) <= 80
     files = [f"{row}/{name}.jsonl" for row in ("plain", "voted") for name in ("heldout", "rollouts")]
@@ -137,6 +147,49 @@ def test_a_row_that_means_nothing_is_refused_before_the_model_is_loaded(rows: st
         check(load(["model.path=x", f"+eval.rows={rows}"]))
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["+eval.rows={a:{max_critical_tokens:64}}", "rollout.answer_tokens=100"], "row a: rollout.answer_tokens=100"),
+        (["+eval.rows={a:{temperature:-1.0}}"], "row a: eval.temperature=-1.0 must be at least 0"),
+        (["+eval.rows={a:{threads:in_order}}", "dialect=apr", "reward=outcome"], "row a: strategy=in_order writes"),
+        (["strategy=in_order", "dialect=multiverse"], "strategy=in_order writes"),
+        (["+eval.rows={a:{threads:group_think}}"], "row a: strategy=group_think runs all threads from the prompt on"),
+        (["+eval.rows={a:{search:mcts,max_critical_tokens:64}}"], "search mcts samples in stages"),
+    ],
+)
+def test_a_row_that_would_fail_hours_later_is_refused_at_the_start(settings: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        check(load(["model.path=x", *settings]))
+
+
+@pytest.mark.parametrize(
+    ("dialect", "row", "says"),
+    [
+        ("parathinker", Row(forks=False), "threads that the client forks"),
+        ("threadweaver", Row(search="skeleton_of_thought", options={"skeleton": "task"}), "takes problems apart"),
+        ("threadweaver", Row(search="graph_of_thoughts"), "takes problems apart"),
+    ],
+)
+def test_what_a_dialect_or_a_task_cannot_serve_is_said_before_the_first_row(dialect: str, row: Row, says: str) -> None:
+    tokens, config = toy_tokens(dialect), load([f"dialect={dialect}"])
+    rollouts: Any = SimpleNamespace(dialect=make_dialect(dialect, tokens), tokens=tokens, parts=None)
+    with pytest.raises(ConfigError, match=says):
+        rollouts_of(config, rollouts, complete(config, row))
+
+
+def test_a_row_is_sealed_in_whatever_order_a_kill_left_it(tmp_path: Path) -> None:
+    for left in (["heldout", "rollouts"], ["heldout"], ["rollouts"], []):
+        for name in left:
+            (tmp_path / f"{name}.part.jsonl").write_text("new")
+        for name in {"heldout", "rollouts"} - set(left):
+            (tmp_path / f"{name}.jsonl").write_text("new")
+        seal(tmp_path, is_main=True)
+        assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(
+            ("heldout.jsonl", "rollouts.jsonl"), "new"
+        )
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
 def test_a_row_is_a_folder_of_its_own(name: str) -> None:
     config = load([])
@@ -162,9 +215,9 @@ def test_rows_keep_what_they_do_not_say() -> None:
     config = load(["eval.samples=3", "eval.temperature=0.5", "rollout.max_critical_tokens=90"])
     assert rows_of(config)["policy"] == Row("fork_join", True, "single", {}, 3, 0.5, 768, 90)
     config = load(
-        ["strategy=self_consistency", "+eval.rows={a:{},b:{search:single,temperature:0.0,max_critical_tokens:5}}"]
+        ["strategy=self_consistency", "+eval.rows={a:{},b:{search:single,temperature:0.0,max_critical_tokens:50}}"]
     )
     rows = rows_of(config)
     assert (rows["a"].search, rows["a"].options) == ("self_consistency", {"samples": 40})
     assert (rows["b"].search, rows["b"].options, rows["b"].temperature) == ("single", {}, 0.0)
-    assert rows["b"].max_critical_tokens == 5
+    assert rows["b"].max_critical_tokens == 50

@@ -15,6 +15,7 @@ from made_samples import sample
 
 from apr_train.evaluation import metrics
 from apr_train.evaluation.compare import compare
+from apr_train.evaluation.matched import matched
 from apr_train.evaluation.metrics import (
     accuracy_within,
     adaptivity,
@@ -72,10 +73,27 @@ def test_summary_by_hand() -> None:
     assert summary["by_source"] == {} and (summary["accuracy_low"], summary["accuracy_high"]) == wilson(1, 2)
 
 
+def test_the_forks_of_a_search_are_not_the_policys() -> None:
+    own, client = sample("a", l_critical=10), sample("b", l_critical=10, blocks=1, threads=8, width=8, searched=True)
+    found = figures([own, client])
+    assert (found["trigger_rate"], found["threads_mean"], found["strict"]) == (0.0, 0.0, 1.0)
+    only = figures([client])
+    assert only["trigger_rate"] is only["strict"] is only["width_mean"] is None and only["self_speedup"] == 2.0
+    assert not {"strict", "threads"} & {each.figure for each in compare([sample("b")], [client])}
+
+
+def test_every_row_has_as_many_votes_on_the_critical_path() -> None:
+    wrong = [sample("a", n, l_critical=10, correct=n > 0, answer="7" if n else "8") for n in range(3)]
+    found = matched({"several": wrong, "one": [sample("a", l_critical=10)]}).rows
+    assert found["several"]["critical"]["accuracy"] == 0.0  # its first sample alone
+    assert matched({"several": wrong}).rows["several"]["critical"]["accuracy"] == 1.0
+
+
 def test_wilson_by_hand() -> None:
     # 9 of 10: centre (0.9 + 1.92/10)/1.38416, the textbook's (0.596, 0.982)
     assert wilson(9, 10) == (0.5958, 0.9821)
     assert wilson(0, 0) == (0.0, 1.0)
+    assert str(wilson(0, 20)[0]) == "0.0" and wilson(20, 20)[1] == 1.0
 
 
 def test_a_vote_by_hand() -> None:

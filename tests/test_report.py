@@ -13,12 +13,13 @@ import pytest
 from conftest import ROOT
 from made_samples import sample
 
+from apr_train import vocabulary
 from apr_train.evaluation.compare import compare, compare_all
 from apr_train.evaluation.matched import matched
 from apr_train.evaluation.metrics import AXES, curve, figures, speedups
 from apr_train.evaluation.samples import HELDOUT, Sample, SamplesError, read_samples, write_samples
 from apr_train.report import charts
-from apr_train.report.figures import build, finite
+from apr_train.report.figures import CURVES, build, finite
 from apr_train.report.folders import ReportError, read_runs
 from scripts.report import main, write
 
@@ -56,7 +57,7 @@ def trained(folder: Path, steps: int = 3) -> Path:
         write_samples(folder / stage / HELDOUT, rows(samples=1))
     (folder / "summary.json").write_text(json.dumps({"name": "t", "sft": {}, "rl": {}, "wall_seconds": 9.0}))
     (folder / "identity.json").write_text(json.dumps({"problems": "train", "data.seed": 0}))
-    step = {"reward": 1.0, "accuracy": float("nan"), "tree/eta": 0.4, "gap/logprob_mean_abs": 3e-7}
+    step = {"reward/total": 1.0, "reward/accuracy": float("nan"), "tree/eta": 0.4, "gap/logprob_mean_abs": 3e-7}
     lines = [{"stage": stage, "step": n, **step} for stage in ("sft", "rl") for n in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -176,7 +177,9 @@ def test_a_training_run_alone_works(tmp_path: Path, rest: str) -> None:
     written = write([folder], tmp_path / "out")
     report = json.loads(Path(written["numbers"]).read_text())
     assert report["training"]["run"]["tree/eta"] == [[1, 0.4], [2, 0.4], [3, 0.4]]
-    assert "accuracy" not in report["training"]["run"]  # NaN at every step
+    assert (
+        "reward/total" in report["training"]["run"] and "reward/accuracy" not in report["training"]["run"]
+    )  # NaN at every step
     assert [row["row"] for row in report["rows"]] == (["sft", "rl"] if rest == "heldout" else [])
     assert "training" in written["pictures"] and all(Path(p).exists() for p in written["pictures"].values())
 
@@ -346,3 +349,9 @@ def test_the_commands_of_the_page_on_evaluation_are_real(monkeypatch: pytest.Mon
     rows = [list(rows_of(compose.load(words[2:]))) for words in commands]
     assert len(rows) >= 4 and ["ours", "no_forks", "voted"] in rows
     assert (ROOT / "docs/img/report.png").stat().st_size < 300_000
+
+
+def test_every_metric_that_is_drawn_is_one_that_is_logged() -> None:
+    for names in (CURVES, charts.TRAINING):
+        assert all(vocabulary.find(name) for name in names)
+    assert set(CURVES) == set(charts.TRAINING)

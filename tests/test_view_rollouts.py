@@ -101,7 +101,7 @@ def test_the_terminal_prints_as_many_as_asked(tmp_path: Path, capsys: pytest.Cap
     [
         (["{run}", "--tokenizer", "{empty}"], "cannot be read"),
         (["{run}", "--tokenizer", "no-such-folder"], "is no folder"),
-        (["{empty}"], "holds no rollouts-rank"),
+        (["{empty}"], "holds no rollouts"),
         (["{run}/rollouts-rank7.jsonl"], "cannot be read"),
         (["{run}", "--out", "{empty}"], "it is a folder"),
         (["{run}", "--terminal", "0"], "one trajectory at least"),

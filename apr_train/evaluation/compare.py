@@ -15,9 +15,9 @@ FIGURES: dict[str, Callable[[Sample], float | None]] = {
     "l_critical": lambda sample: float(sample.l_critical),
     "l_total": lambda sample: float(sample.l_total),
     "eta": lambda sample: sample.eta,
-    "trigger_rate": lambda sample: float(sample.blocks > 0),
-    "threads": lambda sample: float(sample.threads),
-    "strict": lambda sample: float(sample.flaw is None),
+    "trigger_rate": lambda sample: None if sample.searched else float(sample.blocks > 0),
+    "threads": lambda sample: None if sample.searched else float(sample.threads),
+    "strict": lambda sample: None if sample.searched else float(sample.flaw is None),
 }
 
 

@@ -61,18 +61,20 @@ def take(
     for place, (each, one) in enumerate(zip(drawn, scored, strict=True), start=first):
         answer = answer_text(rollouts.tokens.decode(one.response[:-1])) if one.response else ""
         line = line_of(0, one, float("nan"), 0.0) if place < record else None
-        found.append((sample_of(each.problem, each.number, one, answer), line))
+        found.append((sample_of(each.problem, each.number, one, answer, searched=rollouts.search is not None), line))
     return found
 
 
 def evaluate_folder(parts: Parts, folder: Path) -> dict[str, Any]:
-    """Figures of the weights in `folder`, as the run samples, with the samples beside them. Collective."""
+    """Figures of the weights in `folder`, as the run samples; `seal` puts the samples beside them. Collective."""
     return evaluate_row(parts, folder, folder, complete(parts.config, Row()))[0] if parts.problems.heldout else {}
 
 
 def evaluate_row(parts: Parts, folder: Path, into: Path, row: Row) -> tuple[dict[str, Any], dict[str, float]]:
-    """Evaluates the weights in `folder` as a complete row says, and writes its samples into `into`; returns what is
-    measured of all samples, and the time of those that this start took. Collective."""
+    """Evaluates the weights in `folder` as a complete row says, and notes its samples in `into`; returns what is
+    measured of all samples, and the time of those that this start took. Collective.
+
+    Whoever notes that the row is done calls `seal` after that: a kill in between loses nothing."""
     problems, world, settings = parts.problems.heldout, parts.world, parts.config.eval
     version, each = parts.rollouts.sampler.policy_version, row.samples or 1
     rollouts, seed = rollouts_of(parts.config, parts.rollouts, row), mix(parts.config.seed, EVALUATION)
@@ -96,10 +98,14 @@ def evaluate_row(parts: Parts, folder: Path, into: Path, row: Row) -> tuple[dict
             replace_text(into / RECORDED_NOTES, "".join(lines))
             write_samples(into / HELDOUT_NOTES, samples)
     parts.rollouts.sampler.policy_version = version + 1  # also where an earlier start took all
-    if world.is_main_process:
-        (into / RECORDED_NOTES).replace(into / RECORDED)
-        (into / HELDOUT_NOTES).replace(into / HELDOUT)
     return summarise(samples), clock.read(len(samples) - before)
+
+
+def seal(into: Path, is_main: bool) -> None:
+    """Gives the files of a finished row their names. Does nothing where that was done."""
+    for notes, name in ((RECORDED_NOTES, RECORDED), (HELDOUT_NOTES, HELDOUT)):
+        if is_main and (into / notes).exists():
+            (into / notes).replace(into / name)
 
 
 def _noted(parts: Parts, into: Path) -> tuple[list[Sample], list[str]]:
@@ -115,15 +121,16 @@ def _noted(parts: Parts, into: Path) -> tuple[list[Sample], list[str]]:
 
 
 class Clock:
-    """Wall clock and processor time of this process and its children since it was made; `device_seconds` are every
-    GPU's of the node, for as long as it was held."""
+    """Wall clock, and processor time of this process and of its children that have ended, since it was made;
+    `device_seconds` are every GPU's of the node, for as long as it was held."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), sum(os.times()[:4])
 
     def read(self, samples: int) -> dict[str, float]:
-        """Seconds, and seconds a sample, of `samples` taken since then."""
-        wall, cpu = time.perf_counter() - self._wall, sum(os.times()[:4]) - self._cpu
+        """Seconds, and seconds a sample, of `samples` taken since then; processor time of all ranks. Collective."""
+        wall = time.perf_counter() - self._wall
+        cpu = sum(gather_object([sum(os.times()[:4]) - self._cpu]))
         return {
             "samples": samples,
             "wall_seconds": round(wall, 3),

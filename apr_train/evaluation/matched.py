@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apr_train.evaluation.metrics import Samples, accuracy_within, mean, quantile
+from apr_train.evaluation.metrics import Samples, accuracy_within, by_problem, mean, quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ def matched(rows: Mapping[str, Samples]) -> Matched:
     """What each row answers for as many tokens a problem as the dearest row takes, by voting where it has more samples
     than one; and within as long a critical path as the first row takes. Raises ValueError without samples.
 
-    90th percentiles, not means: a budget of the mean would cut off half of the row that it is taken from."""
+    90th percentiles, not means: a budget of the mean would cut off half of the row that it is taken from. On the
+    critical path every row has as many votes of a problem as the row with the fewest samples."""
     totals = {name: mean(sample.l_total for sample in samples) or 0.0 for name, samples in rows.items() if samples}
     if not totals:
         raise ValueError("rows without samples cannot be matched")
@@ -35,8 +36,10 @@ def matched(rows: Mapping[str, Samples]) -> Matched:
     total = quantile([sample.l_total for sample in rows[dearest]], 0.9) or 0
     critical = quantile([sample.l_critical for sample in rows[reference]], 0.9) or 0
     budgets = {"total": total, "critical": critical}
-    found = {
-        name: {axis: accuracy_within(samples, axis, budget) for axis, budget in budgets.items()}
-        for name, samples in rows.items()
-    }
+    votes = min(len(own) for samples in rows.values() for own in by_problem(samples).values())
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, samples in rows.items():
+        few = [sample for sample in samples if sample.number < votes]
+        taken = {"total": samples, "critical": few}
+        found[name] = {axis: accuracy_within(taken[axis], axis, budget) for axis, budget in budgets.items()}
     return Matched(total, dearest, critical, reference, found)

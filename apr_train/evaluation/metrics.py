@@ -38,13 +38,15 @@ def summarise(samples: Samples) -> dict[str, Any]:
 
 
 def figures(samples: Samples) -> dict[str, Any]:
-    """Means over samples, rounded; None where there is nothing to average. Shares are of samples, not of problems."""
+    """Means over samples, rounded; None where there is nothing to average, as of the forks of a search, which are its
+    client's. Shares are of samples, not of problems."""
     problems = by_problem(samples)
     judged = [sample.correct for sample in samples if sample.correct is not None]
     most = max((len(own) for own in problems.values()), default=0)
     shares = _accuracies(problems)
     low, high = wilson(sum(shares), len(shares))  # of several samples too: then it is rather too wide, never empty
-    forked = [sample for sample in samples if sample.blocks]
+    policy = [sample for sample in samples if not sample.searched]  # in a search it is the client that forks
+    forked = [sample for sample in policy if sample.blocks]
     powers = [1 << bit for bit in range(most.bit_length()) if 1 << bit <= most]
     return {
         "problems": len(problems),
@@ -60,13 +62,13 @@ def figures(samples: Samples) -> dict[str, Any]:
         **_spread("window", [sample.window for sample in samples]),
         "eta_mean": mean(sample.eta for sample in samples),
         "self_speedup": ratio(sum(s.l_total for s in samples), sum(s.l_critical for s in samples)),
-        "trigger_rate": mean(sample.blocks > 0 for sample in samples),
-        "parallel_ratio": ratio(sum(s.parallel_tokens for s in samples), sum(s.l_total for s in samples)),
-        "threads_mean": mean(sample.threads for sample in samples),
+        "trigger_rate": mean(sample.blocks > 0 for sample in policy),
+        "parallel_ratio": ratio(sum(s.parallel_tokens for s in policy), sum(s.l_total for s in policy)),
+        "threads_mean": mean(sample.threads for sample in policy),
         "width_mean": mean(sample.width for sample in forked),
         "depth_mean": mean(sample.depth for sample in forked),
         "redundancy_mean": mean(sample.redundancy for sample in forked),
-        "strict": mean(sample.flaw is None for sample in samples),
+        "strict": mean(sample.flaw is None for sample in policy),
         "flaws": _counted(sample.flaw for sample in samples if sample.flaw is not None),
         "outcomes": _counted(sample.outcome for sample in samples),
         "answered": mean(sample.outcome == "answered" for sample in samples),

