@@ -26,7 +26,7 @@ evaluate: setup ## the quick start's policy next to fixed strategies, as a page
 	@test -e outputs/quickstart/ours/rl/model.safetensors || { echo "run make quickstart first" >&2; exit 2; }
 	@$(PYTHON) scripts/evaluate.py experiment=quickstart name=evaluate eval=strategies logger=disabled \
 	  model.path=outputs/quickstart/ours/rl $(ARGS)
-	@$(PYTHON) scripts/evaluate.py experiment=sequential_baseline name=evaluate_baseline eval.problems=100 \
+	@$(PYTHON) scripts/evaluate.py experiment=sequential_baseline name=evaluate_baseline eval.problems=200 \
 	  eval.samples=8 logger=disabled model.path=outputs/quickstart/sequential_baseline/rl $(ARGS)
 	@$(PYTHON) scripts/report.py outputs/evaluate outputs/evaluate_baseline outputs/quickstart/ours \
 	  --baseline evaluate/sequential --out outputs/report
