@@ -88,7 +88,9 @@ def matched_tokens(folder: Path, names: Iterable[str]) -> Table:
 
 
 def _plain(title: str, *columns: str) -> Table:
-    shown = Table(title=title, title_justify="left", min_width=76, box=box.SIMPLE, show_edge=False, pad_edge=False)
+    shown = Table(
+        title=title, title_justify="left", min_width=76, box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for column in ("", *columns):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     return shown
