@@ -20,10 +20,10 @@ from apr_train import revival
 from apr_train.checkpoint import read_json
 from apr_train.config import Config
 from apr_train.deadlines import Deadlines
+from apr_train.evaluation.heldout import evaluate_folder, seal
 from apr_train.lifecycle import Halted, Stopped
 from apr_train.revival import EngineLost, Revival
 from apr_train.rollouts import Rollouts
-from apr_train.run import evaluate_folder
 from apr_train.self_train import RunStages
 from apr_train.tasks.base import Problem
 from rewards.verdict import Verdict
@@ -214,6 +214,8 @@ def parts_of(folder: Path, deaths: list[int]) -> Any:
 def test_held_out_figures_do_not_show_that_the_engine_died(tmp_path: Path) -> None:
     calm, shaken = parts_of(tmp_path / "calm", []), parts_of(tmp_path / "shaken", [3, 11])
     assert evaluate_folder(calm, tmp_path / "calm") == evaluate_folder(shaken, tmp_path / "shaken")
+    for name in ("calm", "shaken"):
+        seal(tmp_path / name, is_main=True)
     assert (tmp_path / "calm/heldout.jsonl").read_bytes() == (tmp_path / "shaken/heldout.jsonl").read_bytes()
     assert shaken.rollouts.sampler.revived == 2 and shaken.rollouts.sampler.policy_version == 1
 

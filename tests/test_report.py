@@ -321,7 +321,7 @@ def test_an_untrained_model_is_evaluated_and_reported(tmp_path: Path) -> None:
     rows = "+eval.rows={ours:{samples:2},no_forks:{forks:false}}"
     own = [*SETTINGS, f"model.path={tmp_path / 'fresh/sft'}", "eval.problems=6", "eval.alone=2", rows]
     shown = run("evaluate", *own, f"output_dir={tmp_path / 'judged'}")
-    assert "at matched tokens" in shown
+    assert "within a critical path of" in shown
     import subprocess
 
     command = [sys.executable, str(ROOT / "scripts/report.py"), str(tmp_path / "judged"), str(tmp_path / "fresh")]
