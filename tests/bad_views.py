@@ -64,7 +64,10 @@ CASES = [
         "view no run",
         "a folder without rollouts",
         no_run,
-        "outputs/run holds no rollouts-rank*.jsonl: train with logger.rollouts_every above 0",
+        (
+            "outputs/run holds no rollouts: train with logger.rollouts_every above 0, or evaluate with eval.record "
+            "above 0, and name a row's folder"
+        ),
     ),
     case(
         "view hub name",
