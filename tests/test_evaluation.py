@@ -178,6 +178,25 @@ def test_what_a_dialect_or_a_task_cannot_serve_is_said_before_the_first_row(dial
         rollouts_of(config, rollouts, complete(config, row))
 
 
+def test_a_kill_while_a_row_is_sealed_leaves_no_notes_of_samples_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("heldout", "rollouts"):
+        (tmp_path / f"{name}.part.jsonl").write_text("new")
+    rename, done = Path.replace, list[Path]()
+
+    def once(file: Path, target: Path) -> Path:
+        if done:
+            raise KeyboardInterrupt
+        done.append(file)
+        return rename(file, target)
+
+    monkeypatch.setattr(Path, "replace", once)
+    with pytest.raises(KeyboardInterrupt):
+        seal(tmp_path, is_main=True)
+    assert {file.name for file in tmp_path.iterdir()} == {"heldout.jsonl", "rollouts.part.jsonl"}
+
+
 def test_a_row_is_sealed_in_whatever_order_a_kill_left_it(tmp_path: Path) -> None:
     for left in (["heldout", "rollouts"], ["heldout"], ["rollouts"], []):
         for name in left:

@@ -102,8 +102,9 @@ def evaluate_row(parts: Parts, folder: Path, into: Path, row: Row) -> tuple[dict
 
 
 def seal(into: Path, is_main: bool) -> None:
-    """Gives the files of a finished row their names. Does nothing where that was done."""
-    for notes, name in ((RECORDED_NOTES, RECORDED), (HELDOUT_NOTES, HELDOUT)):
+    """Gives the files of a finished row their names. Does nothing where that was done. The samples come first: notes of
+    samples without those of trajectories are none that a start can go on from."""
+    for notes, name in ((HELDOUT_NOTES, HELDOUT), (RECORDED_NOTES, RECORDED)):
         if is_main and (into / notes).exists():
             (into / notes).replace(into / name)
 
