@@ -1,7 +1,7 @@
 """Steps that taught nothing because a number was none: written down whole, and read again to see where it began."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,23 @@ class BadStepError(UserError, ValueError):
     """A folder holds no step that was written down."""
 
 
-def write_batches(folder: Path, rank: int, batches: Sequence[dict[str, Any]], calls: Sequence[TrajectoryCall]) -> None:
+def write_batches(
+    folder: Path, rank: int, batches: Sequence[dict[str, Any]], calls: Mapping[int, TrajectoryCall]
+) -> None:
     """What a rank computed a step from, as `folder`/rank<r>.pt: tensors and text, read without running code."""
     folder.mkdir(parents=True, exist_ok=True)
-    structured = [(call.trajectory.to_json(), call.index) for call in calls]
+    structured = {number: (call.trajectory.to_json(), call.index) for number, call in calls.items()}
     torch.save({"batches": list(batches), "structured": structured}, folder / f"rank{rank}.pt")
 
 
-def read_batches(folder: Path, rank: int) -> tuple[list[dict[str, Any]], list[TrajectoryCall]]:
+def read_batches(folder: Path, rank: int) -> tuple[list[dict[str, Any]], dict[int, TrajectoryCall]]:
     """What `write_batches` wrote. Raises BadStepError."""
     file = folder / f"rank{rank}.pt"
     if not file.is_file():
         raise BadStepError(f"{folder} has no {file.name}: name a folder like outputs/<name>/bad_steps/rl/step_12")
     read = torch.load(file, map_location="cpu", weights_only=True)
-    return read["batches"], [TrajectoryCall(Trajectory.from_json(text), index) for text, index in read["structured"]]
+    calls = {n: TrajectoryCall(Trajectory.from_json(text), index) for n, (text, index) in read["structured"].items()}
+    return read["batches"], calls
 
 
 def keep_newest(folder: Path, settings: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -31,6 +32,8 @@ from apr_train.revival import Revival
 from apr_train.rollouts import Rollouts
 from apr_train.rows import Rows, call_rows, cut_rows, pad_rows, split_groups, structured_calls
 from apr_train.saving import Reseeded, SavingTrainer
+from apr_train.step_record import OnRollouts, StepRecord
+from apr_train.stored import recorded
 from apr_train.tasks.base import Problem
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import full_weights
@@ -40,10 +43,6 @@ from rollout.engines import thread_vectors
 from rollout.errors import UserError
 from rollout.orchestrator import mix
 from rollout.trajectory import Trajectory
-
-OnRollouts = Callable[[int, list[Scored], list[float], list[float], list[dict[str, Part]]], None]
-"""Called once a step with (step from 1, trajectories, rewards, advantages of their roots, the rewards' parts by term)
-of this rank."""
 
 
 class NoSignalWarning(UserWarning):
@@ -74,11 +73,11 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
-        self.algorithm, self.packed, self.masks, self.on_rollouts = algorithm, packed, masks, on_rollouts
+        self.algorithm, self.packed, self.masks, self.record = algorithm, packed, masks, StepRecord(on_rollouts)
         self.pad_id, self.group_size, self.micro_batches = _pad_id(tokenizer), *_sizes(args)
         self.revival = Revival(rollouts)
         self._seconds = 0.0  # of this step's forward and backward passes
-        self.structured: list[TrajectoryCall] = []  # of this step; the rows' "call" says which
+        self.structured: dict[int, TrajectoryCall] = {}  # of this step; the rows' "call" says which
         super().__init__(
             model=model,
             reward_funcs=_scored_elsewhere,
@@ -115,16 +114,17 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
                 "sync/engine_restarts": self.revival.used,
             }
         )
-        self.on_rollouts(step + 1, scored, rewards, advantages["root"], parts)
+        terms = [{name: part.value for name, part in own.items()} for own in parts]
+        self.record.begin(list(map(partial(recorded, step + 1), scored, rewards, advantages["root"], terms)))
         credited = self._credit(scored, advantages, rewards)
         trajectories = [each.trajectory for each in scored]
         self.structured = structured_calls(trajectories, self.masks)
         if self.structured and not self.packed:
-            attention = self.structured[0].trajectory.attention
+            attention = next(iter(self.structured.values())).trajectory.attention
             raise UserError(f"model.attention=sdpa cannot train {attention} rollouts: use model.attention=tree")
         if not self.masks.exact:
             credited = self._scorable(trajectories, credited)
-        batch = call_rows(trajectories, credited, self.group_size, self.pad_id, self.masks)
+        batch = call_rows(trajectories, credited, self.group_size, self.pad_id)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
     def _sample(self, numbers: list[int], step: int) -> tuple[list[Scored], int]:
@@ -259,9 +259,14 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Replaces TRL's, whose counter and clock take a piece of a micro-batch for a whole one."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except Exception:
+            self.record.hand_out()  # what the step was made of may say why it failed
+            raise
         self._step += 1
         if self._step % self.micro_batches == 0:
+            self.record.hand_out()
             self._log({"time/update": self._seconds, "gap/logprob_max_abs": self._gathered(self._worst).max().item()})
             self._seconds, self._worst = 0.0, torch.zeros_like(self._worst)
         return loss
@@ -329,6 +334,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, **options
             )
         mask = self._scoring["completion_mask"]
+        self.record.note(self._scoring["call"], result[0], mask)
         gaps = (result[0].detach() - self._scoring["old_per_token_logps"]).abs() * mask
         self._worst = torch.cat([gaps.flatten(), self._worst[None]]).max()  # a piece may have no tokens at all
         total, count = self._summed(torch.stack([gaps.sum(), mask.sum()])).tolist()
@@ -343,7 +349,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         rows = [ids[real] for ids, real in zip(ids_BL, real_BL, strict=True)]
         contexts = real_BL[:, :-logits_to_keep].sum(1).tolist()
         trained = [b for b, row in enumerate(rows) if len(row) > contexts[b]]
-        calls = [None if call < 0 else self.structured[call] for call in self._scoring["call"].tolist()]
+        calls = [self.structured.get(call) for call in self._scoring["call"].tolist()]
         # A rank whose rows are all inert still runs the forward that the other ranks' collectives wait for.
         kept = [rows[b] for b in trained] or [np.array([self.pad_id] * 2)]
         packed = self.masks.pack(kept, [contexts[b] for b in trained] or [1], [calls[b] for b in trained] or [None])

@@ -209,7 +209,7 @@ class _GuardCallback(TrainerCallback):
         trainer, guard = cast(Any, self.trainer), self.guard
         folder, main = self._folder(step), trainer.args.should_save
         batches = [self.trainer._recorded(batch) for batch in self.trainer.batches]
-        write_batches(folder, trainer.args.process_index, batches, getattr(trainer, "structured", ()))
+        write_batches(folder, trainer.args.process_index, batches, getattr(trainer, "structured", {}))
         save_model(trainer.accelerator.unwrap_model(trainer.model), self.tokenizer, folder / "model", main)
         if main:
             keep_newest(guard.folder, guard.settings)

@@ -1,7 +1,6 @@
 """Samples problems in batches and keeps the trajectories worth training on; a killed harvest goes on where it was."""
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 
 from apr_train.checkpoint import write_json
 from apr_train.config import SelfTrainConfig
-from apr_train.stored import line_of, read_groups
+from apr_train.stored import line_of, read_groups, recorded
 from apr_train.tasks.base import Problem
 from rewards.scored import Scored
 from rollout.trajectory import Trajectory
@@ -122,7 +121,7 @@ def harvest(
             for k in range(len(batch))
             for each in _count(scored[k * samples : (k + 1) * samples], config, progress)
         ]
-        text = "".join(line_of(number, _of_round(each, number), math.nan, 0.0) for each in chosen).encode()
+        text = "".join(line_of(recorded(number, _of_round(each, number))) for each in chosen).encode()
         progress.batches += 1
         progress.bytes += len(text)
         if writes:

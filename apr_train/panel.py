@@ -1,11 +1,9 @@
 """A few dozen trajectories of a step as a W&B panel: the same page as scripts/view_rollouts.py makes."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from apr_train.config import Config
 from apr_train.logger import MetricsLog
-from rewards.scored import Scored
 from rollout.tokens import Tokens
 from rollout.viewer import Recorded, page
 
@@ -20,24 +18,10 @@ class RolloutPanel:
         self.every, self.log, self.tokens = config.logger.panel_every, log, tokens
         self.name, self.most = config.name, max(config.algorithm.group_size, MOST - MOST % config.algorithm.group_size)
 
-    def write(
-        self,
-        step: int,
-        scored: Sequence[Scored],
-        rewards: Sequence[float],
-        advantages: Sequence[float],
-        terms: Sequence[Mapping[str, float]],
-    ) -> None:
-        """`scored` come group by group. `rewards` are NaN where nothing was judged."""
+    def write(self, recorded: Sequence[Recorded]) -> None:
+        """The rollouts of one step come group by group."""
+        step = recorded[0].step
         if not self.every or step % self.every or not self.log.draws:
             return
-        recorded = [
-            Recorded(step, each.trajectory, each.verdict, None if math.isnan(reward) else reward, own, each.flaw, parts)
-            for each, reward, own, parts in zip(
-                scored[: self.most], rewards[: self.most], advantages[: self.most], terms[: self.most], strict=True
-            )
-        ]
-        known = len(self.tokens.tokenizer)
-        self.log.draw(
-            "rollouts", page(recorded, self.tokens.decode, vocabulary=known, title=f"{self.name}, step {step}")
-        )
+        shown, known, title = recorded[: self.most], len(self.tokens.tokenizer), f"{self.name}, step {step}"
+        self.log.draw("rollouts", page(shown, self.tokens.decode, vocabulary=known, title=title))

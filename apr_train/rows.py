@@ -1,7 +1,6 @@
 """Trajectories as the padded call rows that TRL's loss takes, split into micro-batches of whole groups."""
 
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,40 +14,33 @@ from rollout.trajectory import Trajectory
 
 Rows = dict[str, Tensor]
 """prompt_ids, prompt_mask (B, P) left-padded; completion_ids, completion_mask, old_per_token_logps (B, C) right-padded;
-advantages (B,); group (B,), the index of each row's prompt group; call (B,), the index into `structured_calls` of a row
-whose ids are not enough to score it, else -1. Row = one call; every sampled token that is trained is in one row."""
+advantages (B,); group (B,), the index of each row's prompt group; call (B,), the number of the row's call among all
+calls of the trajectories, in order, or -1 of an inert row. Row = one call; every sampled token that is trained is in
+one row."""
 
 
-def structured_calls(trajectories: Sequence[Trajectory], masks: Masks = EXACT) -> list[TrajectoryCall]:
-    """The calls whose ids alone do not say what they see under `masks`, in order."""
-    return [
-        TrajectoryCall(trajectory, index)
+def structured_calls(trajectories: Sequence[Trajectory], masks: Masks = EXACT) -> dict[int, TrajectoryCall]:
+    """By their numbers, as in `Rows`, the calls whose ids alone do not say what they see under `masks`."""
+    calls = [
+        (TrajectoryCall(trajectory, index), structured)
         for trajectory in trajectories
         for index, structured in enumerate(masks.structured(trajectory))
-        if structured
     ]
+    return {number: call for number, (call, structured) in enumerate(calls) if structured}
 
 
-def call_rows(
-    trajectories: Sequence[Trajectory],
-    advantages: CallAdvantages,
-    group_size: int,
-    pad_id: int,
-    masks: Masks = EXACT,
-) -> Rows:
+def call_rows(trajectories: Sequence[Trajectory], advantages: CallAdvantages, group_size: int, pad_id: int) -> Rows:
     """One row per call that has an advantage.
 
     Trajectories come group by group; a group without a row gets one that trains nothing. `old_per_token_logps` are the
     sampler's own log-probs, so that the ratio of the loss is that of the policy that sampled.
     """
-    rows = [
-        (context, sampled, logprobs, advantage, index // group_size, number)
-        for index, (trajectory, credited, numbers) in enumerate(
-            zip(trajectories, advantages, _numbers(trajectories, masks), strict=True)
-        )
-        for (context, sampled, logprobs), advantage, number in zip(trajectory.rows(), credited, numbers, strict=True)
-        if advantage is not None
+    calls = [
+        (*row, advantage, index // group_size)
+        for index, (trajectory, credited) in enumerate(zip(trajectories, advantages, strict=True))
+        for row, advantage in zip(trajectory.rows(), credited, strict=True)
     ]
+    rows = [(*call, number) for number, call in enumerate(calls) if call[3] is not None]
     missing = set(range(len(trajectories) // group_size)) - {row[4] for row in rows}
     rows += [([pad_id], (), (), 0.0, group, -1) for group in sorted(missing)]
     longest_context = max((len(row[0]) for row in rows), default=1)
@@ -70,13 +62,6 @@ def call_rows(
         batch["completion_mask"][b, : len(sampled)] = 1
         batch["old_per_token_logps"][b, : len(sampled)] = torch.tensor(logprobs)
     return batch
-
-
-def _numbers(trajectories: Sequence[Trajectory], masks: Masks) -> Iterator[list[int]]:
-    """Of each trajectory, where each of its calls stands in `structured_calls`; -1 for those that are not there."""
-    place = count()
-    for trajectory in trajectories:
-        yield [next(place) if structured else -1 for structured in masks.structured(trajectory)]
 
 
 def split_groups(batch: Rows, parts: int, *, packed: bool) -> list[Rows]:

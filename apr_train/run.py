@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -23,7 +23,7 @@ from apr_train.checkpoint import Checkpoints, write_json
 from apr_train.config import Config
 from apr_train.deadlines import Deadlines
 from apr_train.evaluation.heldout import evaluate_folder, seal
-from apr_train.grpo_trainer import ForkJoinGRPOTrainer, OnRollouts
+from apr_train.grpo_trainer import ForkJoinGRPOTrainer
 from apr_train.guard import GapGate
 from apr_train.guarded import Guard
 from apr_train.identity import command_line
@@ -40,17 +40,17 @@ from apr_train.rollouts import Rollouts, budget_of, strategy_of
 from apr_train.sampler import make_sampler
 from apr_train.saving import Saver
 from apr_train.sft import demonstration_rows, train_sft
+from apr_train.step_record import OnRollouts
 from apr_train.stored import line_of
 from apr_train.tasks import make_task
 from apr_train.tasks.base import Splittable, Task
 from apr_train.weight_sync import fingerprint, save_model
 from rewards.build import make_reward
-from rewards.reward import Part
-from rewards.scored import Scored
 from rewards.verdict import BatchVerifier
 from rollout.dialects import dialect_class, make_dialect
 from rollout.engines import thread_vectors
 from rollout.tokens import Tokens
+from rollout.viewer import Recorded
 
 
 @dataclass(frozen=True)
@@ -293,20 +293,12 @@ def _rollout_writer(parts: Parts) -> OnRollouts:
     every, path = parts.config.logger.rollouts_every, rollouts_file(parts)
     panel = RolloutPanel(parts.config, parts.log, parts.tokens)
 
-    def write(
-        step: int,
-        scored: list[Scored],
-        rewards: list[float],
-        advantages: list[float],
-        terms: list[dict[str, Part]],
-    ) -> None:
-        values = [{name: part.value for name, part in own.items()} for own in terms]
-        panel.write(step, scored, rewards, advantages, values)
-        if not every or step % every:
+    def write(recorded: Sequence[Recorded]) -> None:
+        panel.write(recorded)
+        if not every or recorded[0].step % every:
             return
         with path.open("a") as file:
-            for each, reward, advantage, own in zip(scored, rewards, advantages, values, strict=True):
-                file.write(line_of(step, each, reward, advantage, own))
+            file.writelines(map(line_of, recorded))
             file.flush()
             os.fsync(file.fileno())  # as the metrics
 

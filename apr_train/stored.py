@@ -18,21 +18,35 @@ class StoredError(UserError, ValueError):
     """A file of rollouts cannot be read. Names file, line and reason."""
 
 
-def line_of(
-    step: int, scored: Scored, reward: float, advantage: float, terms: Mapping[str, float] | None = None
-) -> str:
-    """One line: step, reward (null when not judged), advantage of the root, verdict, flaw, trajectory; with `terms`
-    also the reward's summands by name, without those that were not judged."""
+def recorded(
+    step: int,
+    scored: Scored,
+    reward: float = math.nan,
+    advantage: float | None = None,
+    terms: Mapping[str, float] | None = None,
+    trainer_logprobs: Sequence[Sequence[float] | None] | None = None,
+) -> Recorded:
+    """What is recorded of a scored trajectory. NaN, as reward or as term, is what was not judged."""
+    judged = {name: value for name, value in (terms or {}).items() if not math.isnan(value)}
+    known = None if math.isnan(reward) else reward
+    return Recorded(step, scored.trajectory, scored.verdict, known, advantage, scored.flaw, judged, trainer_logprobs)
+
+
+def line_of(one: Recorded) -> str:
+    """One line: all of it by name, null or nothing for what was not recorded."""
     head: dict[str, Any] = {
-        "step": step,
-        "reward": None if math.isnan(reward) else reward,
-        "advantage": advantage,
-        "verdict": scored.verdict,
-        "flaw": scored.flaw,
+        "step": one.step,
+        "reward": one.reward,
+        "advantage": one.advantage,
+        "verdict": one.verdict,
+        "flaw": one.flaw,
     }
-    if terms is not None:
-        head["terms"] = {name: value for name, value in terms.items() if not math.isnan(value)}
-    return json.dumps({**head, "trajectory": json.loads(scored.trajectory.to_json())}, separators=(",", ":")) + "\n"
+    if one.terms:
+        head["terms"] = dict(one.terms)
+    if one.trainer_logprobs is not None:
+        # Nine digits are all that a float32 holds.
+        head["trainer_logprobs"] = [own and [float(f"{value:.9g}") for value in own] for own in one.trainer_logprobs]
+    return json.dumps({**head, "trajectory": json.loads(one.trajectory.to_json())}, separators=(",", ":")) + "\n"
 
 
 def read_groups(files: Sequence[Path]) -> list[tuple[int, Group]]:

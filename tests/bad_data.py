@@ -55,13 +55,13 @@ def rollouts(name: str, did: str, change: Callable[[dict[str, Any]], object] | s
     def act() -> None:
         from test_credit import TWO, tree
 
-        from apr_train.stored import line_of, read_groups
+        from apr_train.stored import line_of, read_groups, recorded
 
         content: Any = change
         if callable(change):
-            recorded = json.loads(line_of(9, tree(TWO), 1.0, 0.0))
-            change(recorded)
-            content = json.dumps(recorded) + "\n"
+            line = json.loads(line_of(recorded(9, tree(TWO), 1.0, 0.0)))
+            change(line)
+            content = json.dumps(line) + "\n"
         read_groups([Path(write("rollouts.jsonl", content))])
 
     return Case(name, STORED, did, line, act)

@@ -115,10 +115,10 @@ def forking_trainer(folder: Path, sampler: Any, restarts: int, stage: int | None
     )
     trainer.revival = Revival(trainer.rollouts)
 
-    def write(step: int, scored: Any, *_: Any) -> None:
-        seen.append([[each.trajectory.policy_version, each.trajectory.to_json()] for each in scored])
+    def write(drawn: Any) -> None:
+        seen.append([[each.trajectory.policy_version, each.trajectory.to_json()] for each in drawn])
 
-    trainer.on_rollouts, trainer.seen = write, seen
+    trainer.record.on_rollouts, trainer.seen = write, seen
 
     def restore(step: int, state: dict[str, Any]) -> None:
         sampler.policy_version = state.get("policy_version", 0)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_grpo_trainer import error
-from trainers import make_trainer, rows_of_a_step, separate_logps, step_gradient, tiny_model
+from trainers import make_trainer, rollouts_of, rows_of_a_step, separate_logps, step_gradient, tiny_model
 
 from apr_train.advantage import AdvantageRule, group_advantages, scope_advantages
 from apr_train.credit import credit_calls, mean_over_calls, node_advantages
@@ -153,21 +153,18 @@ def test_mean_over_calls_by_hand() -> None:
 
 def brute_force(trainer: Any, kind: str) -> torch.Tensor:
     """The gradient that the credit rule means, one plain forward per call; no code of ours between rollout and loss."""
-    collected: list[tuple[Scored, float, float]] = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
-        zip(scored, rewards, advantages, strict=True)
-    )
     ours = step_gradient(trainer)
+    collected = rollouts_of(trainer)
     model, terms, weights, tokens = tiny_model("sdpa"), [], [], 0
     for start in range(0, len(collected), 4):
-        mean = sum(reward for _, reward, _ in collected[start : start + 4]) / 4
-        for scored, reward, _ in collected[start : start + 4]:
-            calls = scored.trajectory.calls
+        mean = sum(each.reward for each in collected[start : start + 4]) / 4
+        for one in collected[start : start + 4]:
+            calls = one.trajectory.calls
             for call in calls:
-                segment = scored.trajectory.segments[call.sampled]
-                context = scored.trajectory.context_ids(call)
+                segment = one.trajectory.segments[call.sampled]
+                context = one.trajectory.context_ids(call)
                 ratio = (separate_logps(model, context, segment.ids) - torch.tensor(segment.logprobs)).exp()
-                advantage, in_thread = reward - mean, bool(segment.thread)
+                advantage, in_thread = one.reward - mean, bool(segment.thread)
                 if in_thread and kind == "frozen_threads":
                     continue
                 tokens += len(segment.ids)

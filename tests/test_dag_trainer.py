@@ -16,6 +16,7 @@ from trainers import (
     PreparedSampler,
     gradient_norms,
     make_trainer,
+    rollouts_of,
     rows_of_a_step,
     separate_logps,
     step_gradient,
@@ -93,8 +94,8 @@ class Brute:
         for b, call in enumerate(self.trainer._scoring["call"].tolist()):
             ids, real = input_ids[b], attention_mask[b].bool()
             context, sampled = ids[:-keep][real[:-keep]].tolist(), tuple(ids[-keep:][real[-keep:]].tolist())
-            if call >= 0:
-                found = self.trainer.structured[call]
+            found = self.trainer.structured.get(call)
+            if found is not None:
                 logps = Meaning(found.trajectory).call_logps(model, found.trajectory.calls[found.index])
             else:
                 logps = separate_logps(model, context, sampled) if sampled else torch.zeros(0)
@@ -118,20 +119,17 @@ def test_two_steps_of_the_trainer_reach_the_weights_of_a_dense_forward_per_call(
 
 def test_the_trainers_gradient_is_the_clipped_policy_gradient_by_brute_force(tmp_path: Path) -> None:
     trainer = stitched_trainer(tmp_path, noise=0.4)
-    collected: list[Any] = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
-        zip(scored, advantages, strict=True)
-    )
     ours = step_gradient(trainer)
     model, total, count = tiny_model("sdpa"), torch.zeros(()), 0
-    for scored, advantage in collected:
-        trajectory = scored.trajectory
+    collected = rollouts_of(trainer)
+    for one in collected:
+        trajectory, advantage = one.trajectory, one.advantage
         for call, logps in zip(trajectory.calls, dense_logps(model, trajectory), strict=True):
             ratio = (logps - torch.tensor(trajectory.segments[call.sampled].logprobs)).exp()
             total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage).sum()
             count += len(logps)
     (total / count).backward()
-    assert {each.trajectory.attention for each, _ in collected} == {"causal", "stitched", "synchronous"}
+    assert {each.trajectory.attention for each in collected} == {"causal", "stitched", "synchronous"}
     assert error(ours, torch.cat([p.grad.flatten() for p in model.parameters()])) < 1e-5
 
 
@@ -148,25 +146,27 @@ def test_inert_rows_name_no_call(tmp_path: Path) -> None:
     batch = trainer._generate_and_score_completions(rows_of_a_step(trainer))
     padded = pad_rows(batch, len(batch["call"]) + 2)
     assert padded["call"][-2:].tolist() == [-1, -1]
-    assert set(batch["call"].tolist()) - {-1} == set(range(len(trainer.structured)))
+    flat = [one.trajectory.is_flat(call) for one in rollouts_of(trainer) for call in one.trajectory.calls]
+    assert batch["call"].tolist() == list(range(len(flat)))
+    assert set(trainer.structured) == {number for number, known in enumerate(flat) if not known}
 
 
 def test_calls_without_credit_shift_no_other_calls_structure(tmp_path: Path) -> None:
     trainer = stitched_trainer(tmp_path, credit="frozen_threads")
     batch = trainer._generate_and_score_completions(rows_of_a_step(trainer))
-    named = [(b, trainer.structured[call]) for b, call in enumerate(batch["call"].tolist()) if call >= 0]
-    assert len(named) < len(trainer.structured)
-    for b, call in named:
-        trajectory = call.trajectory
+    calls = [(one.trajectory, call) for one in rollouts_of(trainer) for call in one.trajectory.calls]
+    assert len(batch["call"]) < len(calls)
+    for b, number in enumerate(batch["call"].tolist()):
+        trajectory, call = calls[number]
         ids = batch["completion_ids"][b][batch["completion_mask"][b].bool()].tolist()
-        assert ids == list(trajectory.segments[trajectory.calls[call.index].sampled].ids)
+        assert ids == list(trajectory.segments[call.sampled].ids)
+        found = trainer.structured.get(number)
+        assert found is None or found.trajectory.calls[found.index] is call
 
 
 def test_forced_tokens_train_nothing(tmp_path: Path) -> None:
     """The loss has a gradient in the log-prob of each sampled token of the step, in order, and in no other's."""
     trainer = stitched_trainer(tmp_path)
-    collected: list[Trajectory] = []
-    trainer.on_rollouts = lambda step, scored, *_: collected.extend(each.trajectory for each in scored)
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
     inputs["advantages"] = torch.ones_like(inputs["advantages"])
     trainer.model.train()
@@ -182,6 +182,7 @@ def test_forced_tokens_train_nothing(tmp_path: Path) -> None:
 
     trainer._get_per_token_logps_and_entropies = kept
     trainer.compute_loss(trainer.model, inputs).backward()
+    collected = [each.trajectory for each in rollouts_of(trainer)]
     sampled = [token for t in collected for call in t.calls for token in t.segments[call.sampled].ids]
     assert inputs["completion_ids"][scored[0].grad != 0].tolist() == sampled
     assert {segment.origin for t in collected for segment in t.segments} == {"prompt", "forced", "sampled"}

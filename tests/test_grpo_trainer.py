@@ -7,7 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trainers import gradient_norms, make_trainer, rows_of_a_step, separate_logps, step_gradient, tiny_model
+from trainers import (
+    gradient_norms,
+    make_trainer,
+    rollouts_of,
+    rows_of_a_step,
+    separate_logps,
+    step_gradient,
+    tiny_model,
+)
 
 from apr_train.advantage import group_advantages
 from apr_train.guard import GapError, GapGate
@@ -26,14 +34,11 @@ def test_packing_changes_no_gradient(tmp_path: Path) -> None:
 def test_gradient_is_the_clipped_policy_gradient_by_brute_force(tmp_path: Path) -> None:
     """-1/T sum over trajectories of A * grad of min(ratio, clip(ratio)), one plain forward per call."""
     trainer = make_trainer(tmp_path, packed=True, noise=0.4)  # ratios up to e^0.4 leave [0.8, 1.28]: clipping matters
-    collected = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
-        zip(scored, advantages, strict=True)
-    )
     ours = step_gradient(trainer)
     model, total, count = tiny_model("sdpa"), torch.zeros(()), 0
-    for scored, advantage in collected:
-        for context, sampled, logprobs in scored.trajectory.rows():
+    for one in rollouts_of(trainer):
+        advantage = one.advantage
+        for context, sampled, logprobs in one.trajectory.rows():
             ratio = (separate_logps(model, context, sampled) - torch.tensor(logprobs)).exp()
             total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage).sum()
             count += len(sampled)
@@ -113,9 +118,8 @@ def test_forced_tokens_train_nothing(tmp_path: Path, packed: bool) -> None:
 
 def test_rows_hold_the_sampled_ids_as_targets_and_nothing_else(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, packed=True)
-    collected = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(scored)
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
+    collected = rollouts_of(trainer)
     targets = inputs["completion_ids"][inputs["completion_mask"].bool()].tolist()
     sampled = [
         t for each in collected for call in each.trajectory.calls for t in each.trajectory.segments[call.sampled].ids
@@ -126,18 +130,14 @@ def test_rows_hold_the_sampled_ids_as_targets_and_nothing_else(tmp_path: Path) -
 
 def test_one_advantage_per_trajectory_whatever_its_number_of_calls(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, packed=True)
-    collected = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
-        zip(scored, rewards, advantages, strict=True)
-    )
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
-    rows = inputs["advantages"].tolist()
+    rows, collected = inputs["advantages"].tolist(), rollouts_of(trainer)
     for start in range(0, 16, 4):
-        rewards = [reward for _, reward, _ in collected[start : start + 4]]
-        for scored, reward, advantage in collected[start : start + 4]:
-            assert advantage == pytest.approx(reward - sum(rewards) / 4)
-            assert rows[: len(scored.trajectory.calls)] == pytest.approx([advantage] * len(scored.trajectory.calls))
-            del rows[: len(scored.trajectory.calls)]
+        group = collected[start : start + 4]
+        for one in group:
+            assert one.advantage == pytest.approx(one.reward - sum(each.reward for each in group) / 4)
+            assert rows[: len(one.trajectory.calls)] == pytest.approx([one.advantage] * len(one.trajectory.calls))
+            del rows[: len(one.trajectory.calls)]
     assert not rows
 
 

@@ -201,7 +201,7 @@ def test_a_last_batch_of_fewer_demonstrations_than_pieces_is_no_lack_of_memory(t
 def test_bad_steps_in_a_row_are_counted_over_a_stop(tmp_path: Path) -> None:
     first = guarded(tmp_path, steps=8)
     break_at(first, (1, 2), "forward")
-    first.on_rollouts = lambda step, *_: first.saver.flag.set("the test") if step == 2 else None
+    first.record.on_rollouts = lambda drawn: first.saver.flag.set("the test") if drawn[0].step == 2 else None
     with pytest.raises(Stopped):
         first.resume_training()
     second = guarded(tmp_path, steps=8)

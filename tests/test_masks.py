@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_published import response
 from torch import Tensor
-from trainers import TOKENS, make_trainer, step_gradient, tiny_model
+from trainers import TOKENS, make_trainer, rollouts_of, step_gradient, tiny_model
 from trl.trainer.utils import add_fused_lm_head
 
 from apr_train import published, sft
@@ -43,17 +43,14 @@ def test_an_update_is_that_of_the_public_trainer_and_not_of_the_sampler(tmp_path
     """On policy by its own log-probs: the gradient is the mean of advantage x grad log p, whatever the sampler said."""
     trainer = make_trainer(tmp_path, packed=True, noise=0.4, micro_batches=parts)
     trainer.masks = SEEN
-    collected: list[tuple[Trajectory, float]] = []
-    trainer.on_rollouts = lambda _step, scored, _rewards, advantages, _parts: collected.extend(
-        (each.trajectory, advantage) for each, advantage in zip(scored, advantages, strict=True)
-    )
     ours = step_gradient(trainer)
     model, total, count = tiny_model("sdpa"), torch.zeros(()), 0
-    for trajectory, advantage in collected:
-        logps = torch.cat(flat_logps(model, trajectory))
-        total, count = total - advantage * logps.sum(), count + len(logps)
+    collected = rollouts_of(trainer)
+    for one in collected:
+        logps = torch.cat(flat_logps(model, one.trajectory))
+        total, count = total - one.advantage * logps.sum(), count + len(logps)
     (total / count).backward()
-    assert any(len(trajectory.calls) > 2 for trajectory, _ in collected)  # else no sibling was there to be seen
+    assert any(len(each.trajectory.calls) > 2 for each in collected)  # else no sibling was there to be seen
     assert (ours - gradients(model)).abs().max() <= 1e-5 * gradients(model).abs().max()
     assert trainer._metrics["train"]["gap/unscored_calls"] == [0.0]
     assert trainer._metrics["train"]["gap/logprob_mean_abs"][0] > 0.1  # the gate still compares with the sampler
@@ -64,11 +61,11 @@ def test_a_response_that_a_public_trainer_cannot_read_trains_nothing_and_leaves_
     cut = replace(whole, calls=whole.calls[:3], outcome="truncated")
     masks = AsPublished("npr", tokens)
     credited = [[1.0] * 4, *[[None] * 3] * 3]  # as the trainer leaves out what cannot be scored
-    rows = call_rows([whole, cut, cut, cut], credited, 2, 0, masks)
+    rows = call_rows([whole, cut, cut, cut], credited, 2, 0)
     assert rows["group"].tolist() == [0, 0, 0, 0, 1]
     assert rows["completion_mask"].sum(1).tolist() == [len(whole.segments[c.sampled].ids) for c in whole.calls] + [0]
     assert rows["call"].tolist() == [0, 1, 2, 3, -1]
-    assert [call.index for call in structured_calls([whole, cut], masks)] == [0, 1, 2, 3, 0, 1, 2]
+    assert [call.index for call in structured_calls([whole, cut], masks).values()] == [0, 1, 2, 3, 0, 1, 2]
 
 
 def test_demonstrations_train_under_the_mask_too() -> None:

@@ -13,15 +13,15 @@ from trees import grow, judged
 from apr_train.compose import load
 from apr_train.logger import MetricsLog
 from apr_train.panel import RolloutPanel
-from rewards.scored import Scored
+from apr_train.stored import recorded
+from rollout.viewer import Recorded
 
 
-def group(count: int) -> tuple[list[Scored], list[float], list[float], list[dict[str, float]]]:
+def group(count: int, step: int = 1) -> list[Recorded]:
     """A step's rollouts, the last of them not judged."""
     ids = toy_tokens().text("a2<script>")
-    scored = [judged(grow(ids, [[ids], [ids]], ids, prompt=3)) for _ in range(count)]
-    rewards = [*(float(i) for i in range(count - 1)), float("nan")]
-    return scored, rewards, [0.5] * count, [{"outcome": 1.0}] * (count - 1) + [{"outcome": float("nan")}]
+    one = judged(grow(ids, [[ids], [ids]], ids, prompt=3))
+    return [*(recorded(step, one, float(i), 0.5, {"outcome": 1.0}) for i in range(count - 1)), recorded(step, one)]
 
 
 class Drawn:
@@ -43,7 +43,7 @@ def test_every_nth_step_shows_whole_groups_and_no_more() -> None:
     log = Drawn()
     drawing = panel(log, "logger.panel_every=2", "algorithm.group_size=5")
     for step in range(1, 5):
-        drawing.write(step, *group(40))
+        drawing.write(group(40, step))
     found = [data_of(page) for page in log.pages]
     assert [each["step"].tolist() for each in found] == [[2] * 30, [4] * 30]  # of 32, a whole number of groups of 5
     assert found[0]["reward"].tolist() == list(range(30))
@@ -53,7 +53,7 @@ def test_every_nth_step_shows_whole_groups_and_no_more() -> None:
 
 def test_a_group_larger_than_a_panel_is_shown_whole_and_what_was_not_judged_has_no_reward() -> None:
     log = Drawn()
-    panel(log, "logger.panel_every=1", "algorithm.group_size=40").write(1, *group(40))
+    panel(log, "logger.panel_every=1", "algorithm.group_size=40").write(group(40))
     rewards = data_of(log.pages[0])["reward"].tolist()
     assert len(rewards) == 40 and rewards[-1] != rewards[-1]
 
@@ -61,7 +61,7 @@ def test_a_group_larger_than_a_panel_is_shown_whole_and_what_was_not_judged_has_
 @pytest.mark.parametrize(("draws", "every"), [(True, 0), (False, 1)])
 def test_no_page_is_made_where_nobody_asked_or_nobody_looks(draws: bool, every: int) -> None:
     log = Drawn(draws)
-    panel(log, f"logger.panel_every={every}").write(1, *group(8))
+    panel(log, f"logger.panel_every={every}").write(group(8))
     assert log.pages == []
 
 
@@ -77,7 +77,7 @@ def test_the_page_reaches_wandb_unchanged_beside_its_steps_metrics(
     monkeypatch.setattr(
         wandb.Run, "log", lambda self, data, *a, commit=None, **k: (logged.append((data, commit)), real(self, data))[1]
     )
-    RolloutPanel(config, log, toy_tokens()).write(1, *group(8))
+    RolloutPanel(config, log, toy_tokens()).write(group(8))
     log.write("rl", 1, 1, {"reward": 1.0}, 0.0)
     log.close()
     files = list(tmp_path.rglob("media/html/*.html"))

@@ -1,6 +1,6 @@
 """A trainer that is stopped anywhere and started again ends where one ends that was left alone, bit for bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from apr_train.lifecycle import StopFlag, Stopped
 from apr_train.saving import Reseeded, Saver, _StopCallback
 from apr_train.vocabulary import reproducible
 from rollout.errors import UserError
+from rollout.viewer import Recorded
 
 STEPS = 5
 
@@ -25,7 +26,7 @@ STEPS = 5
 def trainer_of(
     folder: Path, *, every: int = 2, stop: Callable[[int], bool] = lambda step: False, model: Any = None
 ) -> Any:
-    """Five steps over two epochs; `stop` is asked while the rollouts of a step are there and nothing is trained yet."""
+    """Five steps over two epochs; `stop` is asked as a step's rollouts are handed out, before any weight changes."""
     trainer = make_trainer(folder, packed=True, micro_batches=2, model=model)
     trainer.args.max_steps, trainer.args.save_steps = STEPS, every or 1
     trainer.args.save_strategy = "steps" if every else "no"
@@ -43,12 +44,13 @@ def trainer_of(
             sampler.rng.setstate((version, tuple(words), gauss))
             sampler.policy_version = state["version"]
 
-    def on_rollouts(step: int, *_: Any) -> None:
+    def on_rollouts(drawn: Sequence[Recorded]) -> None:
+        step = drawn[0].step
         sampled.append(step)
         if stop(step):
             flag.set("test")
 
-    trainer.on_rollouts, trainer.sampled = on_rollouts, sampled
+    trainer.record.on_rollouts, trainer.sampled = on_rollouts, sampled
     trainer.attach(Saver(Checkpoints(folder / "checkpoints"), TOKENS.tokenizer, flag, state, restore))
     return trainer
 

@@ -1,14 +1,13 @@
 """Rewards are designed on recorded rollouts: what was recorded is what is scored, and every figure is right."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_credit import TWO, tree
 
-from apr_train.stored import StoredError, line_of, read_groups, write_baseline
+from apr_train.stored import StoredError, line_of, read_groups, recorded, write_baseline
 from rewards.build import make_reward
 from rewards.errors import RewardError
 from rewards.scored import Scored
@@ -17,7 +16,7 @@ from scripts.score_rollouts import main, mean_ranks, rank_correlations
 
 def record(folder: Path, members: list[Scored]) -> Path:
     file = folder / "rollouts.jsonl"
-    file.write_text("".join(line_of(9, each, 1.0, 0.0) for each in members))
+    file.write_text("".join(line_of(recorded(9, each, 1.0, 0.0)) for each in members))
     return file
 
 
@@ -31,7 +30,7 @@ def test_what_is_read_is_what_was_recorded(tmp_path: Path) -> None:
 
 
 def test_a_reward_that_is_not_a_number_is_null_and_not_invalid_json() -> None:
-    assert json.loads(line_of(1, tree(), math.nan, 0.0))["reward"] is None
+    assert json.loads(line_of(recorded(1, tree())))["reward"] is None
 
 
 @pytest.mark.parametrize(

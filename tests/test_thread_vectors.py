@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from stitched_trees import calls_of, error, group, random_trajectory
-from trainers import TOKENS, PreparedSampler, make_trainer, step_gradient, tiny_model
+from trainers import TOKENS, PreparedSampler, make_trainer, rollouts_of, step_gradient, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 from vectors import COUNT, by_hand, call_logps, numbered, path, tables, with_vectors
@@ -147,16 +147,13 @@ def numbered_trainer(folder: Path) -> Any:
 
 def test_the_policy_gradient_is_that_of_brute_force_also_of_the_vectors(tmp_path: Path) -> None:
     trainer = numbered_trainer(tmp_path)
-    collected: list[Any] = []
-    trainer.on_rollouts = lambda step, scored, rewards, advantages, parts: collected.extend(
-        zip(scored, advantages, strict=True)
-    )
     ours = step_gradient(trainer)
     model, total, count = with_vectors(tiny_model("sdpa")), torch.zeros(()), 0
-    for scored, advantage in collected:
-        for call in scored.trajectory.calls:
-            logps = call_logps(model, scored.trajectory, call)
-            ratio = (logps - torch.tensor(scored.trajectory.segments[call.sampled].logprobs)).exp()
+    for one in rollouts_of(trainer):
+        advantage = one.advantage
+        for call in one.trajectory.calls:
+            logps = call_logps(model, one.trajectory, call)
+            ratio = (logps - torch.tensor(one.trajectory.segments[call.sampled].logprobs)).exp()
             total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage).sum()
             count += len(logps)
     (total / count).backward()

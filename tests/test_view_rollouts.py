@@ -13,7 +13,7 @@ from rich.console import Console
 from test_viewer import data_of, random_ones, record
 from trees import grow, judged
 
-from apr_train.stored import line_of
+from apr_train.stored import line_of, recorded
 from rollout.viewer import Recorded, print_trees
 from rollout.viewer.pieces import shown_lines
 from rollout.viewer.terminal import lane_name, lanes
@@ -60,7 +60,7 @@ def run_folder(folder: Path, count: int = 16) -> Path:
         lines = []
         for each in many(count, seed=rank):
             scored = judged(each.trajectory, each.verdict)  # pyright: ignore[reportArgumentType]
-            lines.append(line_of(each.step, scored, 1.0, 0.0, each.terms))
+            lines.append(line_of(recorded(each.step, scored, 1.0, 0.0, each.terms)))
         (folder / f"rollouts-rank{rank}.jsonl").write_text("".join(lines))
     return folder
 

@@ -20,7 +20,7 @@ from made_rollouts import HOSTILE, forked, hostile_text, random_dag
 from stitched_trees import random_trajectory
 from trees import grow, judged
 
-from apr_train.stored import StoredError, line_of, read_groups, read_recorded
+from apr_train.stored import StoredError, line_of, read_groups, read_recorded, recorded
 from rollout.critical_path import counted, critical_segments, finish_times, measure
 from rollout.trajectory import Call, Segment, Trajectory
 from rollout.viewer import Recorded, ViewerError, page
@@ -289,10 +289,13 @@ def test_every_text_colour_is_readable_on_its_ground(scheme: int) -> None:
 
 def test_terms_are_recorded_and_read_and_lines_without_them_still_open(tmp_path: Path) -> None:
     scored = judged(grow(20, [[30], [50]], 20))
-    old, new = line_of(3, scored, 1.1, 0.1), line_of(3, scored, 1.1, 0.1, {"outcome": 1.0, "speed": 0.1})
+    old, new = (
+        line_of(recorded(3, scored, 1.1, 0.1)),
+        line_of(recorded(3, scored, 1.1, 0.1, {"outcome": 1.0, "speed": 0.1})),
+    )
     assert "terms" not in json.loads(old)
     file = tmp_path / "rollouts.jsonl"
-    unjudged = line_of(3, judged(grow(5), "timeout"), float("nan"), 0.0, {"outcome": float("nan")})
+    unjudged = line_of(recorded(3, judged(grow(5), "timeout"), terms={"outcome": float("nan")}))
     file.write_text(old + new + unjudged)
     found = read_recorded([file])
     assert [each.terms for each in found] == [{}, {"outcome": 1.0, "speed": 0.1}, {}]
@@ -316,7 +319,7 @@ def test_terms_are_recorded_and_read_and_lines_without_them_still_open(tmp_path:
     ],
 )
 def test_a_field_of_the_wrong_type_is_named_with_its_line(tmp_path: Path, field: dict[str, Any]) -> None:
-    line = json.loads(line_of(3, judged(grow(5)), 1.0, 0.0)) | field
+    line = json.loads(line_of(recorded(3, judged(grow(5)), 1.0, 0.0))) | field
     file = tmp_path / "rollouts.jsonl"
     file.write_text(json.dumps(line) + "\n")
     with pytest.raises(StoredError, match=r"rollouts\.jsonl:1 is no recorded rollout"):

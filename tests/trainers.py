@@ -28,6 +28,7 @@ from rollout.engine import Completion, Prompt, Sampling
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.trajectory import Trajectory
+from rollout.viewer import Recorded
 
 TOKENS = toy_tokens()
 TAGS = sorted(TOKENS.tag(name) for name in dialect_class("threadweaver").tags({}))
@@ -165,6 +166,14 @@ def step_gradient(trainer: ForkJoinGRPOTrainer) -> Tensor:
         trainer.compute_loss(trainer.model, inputs).backward()
         trainer._step += 1
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+def rollouts_of(trainer: ForkJoinGRPOTrainer) -> list[Recorded]:
+    """What the trainer hands out of the step it is in."""
+    found: list[Recorded] = []
+    trainer.record.on_rollouts = found.extend
+    trainer.record.hand_out()
+    return found
 
 
 def gradient_norms(trainer: ForkJoinGRPOTrainer) -> list[float]:

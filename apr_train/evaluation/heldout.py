@@ -19,7 +19,7 @@ from apr_train.evaluation.samples import HELDOUT, Sample, read_samples, sample_o
 from apr_train.progress import HELDOUT_NOTES
 from apr_train.revival import Revival
 from apr_train.rollouts import Rollouts
-from apr_train.stored import line_of
+from apr_train.stored import line_of, recorded
 from apr_train.tasks.base import Problem
 from apr_train.weight_sync import saved_weights
 from rollout.seeds import mix
@@ -60,7 +60,7 @@ def take(
     found: list[tuple[Sample, str | None]] = []
     for place, (each, one) in enumerate(zip(drawn, scored, strict=True), start=first):
         answer = answer_text(rollouts.tokens.decode(one.response[:-1])) if one.response else ""
-        line = line_of(0, one, float("nan"), 0.0) if place < record else None
+        line = line_of(recorded(0, one)) if place < record else None
         found.append((sample_of(each.problem, each.number, one, answer, searched=rollouts.search is not None), line))
     return found
 

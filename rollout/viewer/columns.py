@@ -156,7 +156,8 @@ def _add_tokens(columns: _Columns, recorded: Sequence[Recorded], vocabulary: Voc
     thousandths = np.rint(np.clip(nats, -MOST_NATS, MOST_NATS) * 1000)
     columns.add("logprob", "i2", np.where(np.isnan(nats), NO_LOGPROB, thousandths))
     if any(each.trainer_logprobs is not None for each in recorded):
-        columns.add("gap", "f4", gaps)
+        bits = np.asarray(gaps, dtype="<f4").view("<u4")
+        columns.add("gap", "f4", (bits & 0xFFFFF000).view("<f4"))  # three digits: the others are noise, and do not pack
 
 
 def _by_segment(recorded: Recorded) -> dict[int, Sequence[float]]:
