@@ -126,11 +126,6 @@ def validate(config: Config, ranks: int = 1) -> None:
     _check_problems(config, ranks)
     _check_algorithm(config.algorithm, ranks)
     _check_deepspeed(config)
-    _need(
-        config.model.dtype != "bfloat16" or config.deepspeed.stage is not None,
-        "model.dtype=bfloat16 needs deepspeed=zero0 to zero3, which keep float32 master weights: without them small "
-        "updates round to nothing",
-    )
 
 
 def check_model_folder(model: ModelConfig) -> None:

@@ -44,8 +44,14 @@ def check_strategy(config: Config) -> None:
 
 
 def check_trainable(config: Config) -> None:
-    """Refuses what only an evaluation may do: to train, the policy must be sampled as it is. Raises ConfigError."""
+    """Refuses what only an evaluation may do: to train, a policy must be sampled as it is, and its weights must move.
+    Raises ConfigError."""
     strategy = config.strategy
+    _need(
+        config.model.dtype != "bfloat16" or config.deepspeed.stage is not None,
+        "to train, model.dtype=bfloat16 needs deepspeed=zero0 to zero3, which keep float32 master weights: without "
+        "them small updates round to nothing",
+    )
     _need(
         strategy.name != "in_order" and strategy.forks and strategy.search == "single" and not config.eval.rows,
         f"strategy (name={strategy.name}, forks={strategy.forks}, search={strategy.search}) or eval.rows is for "

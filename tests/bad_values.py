@@ -42,6 +42,14 @@ def in_proc() -> None:
     claim(config, cast(Any, None), Path(config.output_dir), [])
 
 
+def trained_in_bfloat16() -> None:
+    """What scripts/train.py asks of a configuration, and scripts/evaluate.py does not."""
+    from apr_train.compose import load as composed
+    from apr_train.validate_sampling import check_trainable
+
+    check_trainable(composed(["model.dtype=bfloat16"]))
+
+
 CASES = [
     case(MEANING, "negative", "a negative count", "algorithm.steps=-1", "algorithm.steps=-1 must be at least 0"),
     case(MEANING, "zero", "a zero", "rollout.max_threads=0", "rollout.max_threads=0 must be at least 1"),
@@ -98,15 +106,16 @@ CASES = [
         "deepspeed.offload_optimizer=true",
         "deepspeed.offload_optimizer needs stage 1, 2 or 3, not None",
     ),
-    case(
-        MEANING,
+    Case(
         "bfloat16 alone",
-        "bfloat16 without master weights",
-        "model.dtype=bfloat16",
+        MEANING,
+        "bfloat16 trained without master weights",
         (
-            "model.dtype=bfloat16 needs deepspeed=zero0 to zero3, which keep float32 master weights: "
+            "to train, model.dtype=bfloat16 needs deepspeed=zero0 to zero3, which keep float32 master weights: "
             "without them small updates round to nothing"
         ),
+        trained_in_bfloat16,
+        ("model.dtype=bfloat16",),
     ),
     case(
         MEANING,

@@ -222,6 +222,10 @@ def test_what_only_an_evaluation_may_do_is_not_trained() -> None:
     for override in ("strategy.name=in_order", "strategy.forks=false", "strategy=self_consistency", "eval=strategies"):
         with pytest.raises(ConfigError, match="a policy is trained as it is sampled"):
             check_trainable(load([override]))
+    load(["model.dtype=bfloat16"])  # what nothing is trained of needs no master weights
+    check_trainable(load(["model.dtype=bfloat16", "deepspeed=zero0"]))
+    with pytest.raises(ConfigError, match="float32 master weights"):
+        check_trainable(load(["model.dtype=bfloat16"]))
 
 
 def test_a_row_without_forks_bans_every_tag_but_those_around_the_reasoning() -> None:
