@@ -13,8 +13,9 @@ Made by `python -m apr_train.metrics_page` from [apr_train/vocabulary.py](../apr
 that table with what a run logs.
 
 Every update and every held-out evaluation is a line of `outputs/<name>/metrics.jsonl` and a row on W&B, with the same
-names. A line has a `stage` (`sft`, `rl`, `round1`, ...; `sft_heldout` and `rl_heldout` for evaluations) and a `step`:
-updates of the stage, at `round<n>_heldout` the round. W&B gets the step as {axes}.
+names. A line has a `stage` (`sft`, `rl`, `round1`, ...; `sft_heldout` and `rl_heldout` for evaluations, `<row>_heldout`
+for the rows of `scripts/evaluate.py`) and a `step`: updates of the stage, at `round<n>_heldout` the round, at a row its
+number. W&B gets the step as {axes}.
 A figure that does not apply is null.
 
 ## Where to see them

@@ -52,6 +52,7 @@ def show(summary: dict[str, Any], folder: Path) -> None:
         (only,) = rows.values()
         for split in ("by_parts", "by_source", "by_level"):
             if only["heldout"][split]:
+                console.print()
                 console.print(table(split.replace("_", " "), only["heldout"][split]))
     else:
         console.print()

@@ -93,6 +93,11 @@ def test_a_stopped_evaluation_neither_loses_nor_repeats_a_problem(tmp_path: Path
         assert f"{row}/{len(notes.read_text().splitlines())}" in reached(broken)  # for the script that requeues
     assert table(run("evaluate", *own, f"output_dir={broken}")) == table(shown)
     assert {name: (broken / name).read_text() for name in files} == wanted
+    noted, again = (
+        [json.loads(line) for line in (tmp_path / each / "metrics.jsonl").open()] for each in ("whole", "broken")
+    )
+    assert [(line["stage"], line["step"]) for line in noted] == [("plain_heldout", 1), ("voted_heldout", 2)]
+    assert noted == again and noted[0]["eval/samples"] == 21
     assert not list(broken.glob("**/*.part.jsonl"))
     assert table(run("evaluate", *own, f"output_dir={broken}")) == table(shown)  # of what is finished
 

@@ -5,6 +5,7 @@ import platform
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from apr_train.evaluation.rows import Row, rollouts_of, rows_of
 from apr_train.identity import command_line
 from apr_train.lifecycle import StopFlag
 from apr_train.logger import quiet_libraries
+from apr_train.metrics import heldout_metrics
 from apr_train.problems import draw_problems
 from apr_train.progress import Progress, claim, noted_stop
 from apr_train.revival import Revival
@@ -68,9 +70,9 @@ def evaluate_model(config: Config) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for row in rows.values():
             rollouts_of(config, parts.rollouts, row)  # what this model cannot do is said before the first row
-        for name, row in rows.items():
+        for number, (name, row) in enumerate(rows.items(), start=1):
             parts.log.say(f"{config.name}: {name}, {len(problems.heldout)} problems, {row.samples} samples of each")
-            found[name] = progress.once(name, lambda name=name, row=row: _row(parts, folder, name, row))
+            found[name] = progress.once(name, partial(_row, parts, folder, name, row, number))
             seal(folder / name, world.is_main_process)
         summary: dict[str, Any] = {"name": config.name, "seed": config.seed, "ranks": world.num_processes}
         summary |= {"model": config.model.path, "weights": more["weights"], "task": config.data.task}
@@ -83,10 +85,11 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     return summary
 
 
-def _row(parts: Parts, folder: Path, name: str, row: Row) -> dict[str, Any]:
+def _row(parts: Parts, folder: Path, name: str, row: Row, number: int) -> dict[str, Any]:
     into, start = folder / name, folder / "start"
     into.mkdir(exist_ok=True)
     figures, seconds = evaluate_row(parts, start, into, row)
+    parts.log.heldout(f"{name}_heldout", number, heldout_metrics(figures))
     if parts.config.eval.alone:
         version = parts.rollouts.sampler.policy_version
         seconds |= Revival(parts.rollouts).run(lambda: saved_weights(start), lambda: time_alone(parts, row))
