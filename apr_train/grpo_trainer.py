@@ -24,7 +24,7 @@ from apr_train.advantage import AdvantageRule, scope_advantages
 from apr_train.config import AlgorithmConfig
 from apr_train.credit import CallAdvantages, credit_calls, mean_over_calls, node_advantages
 from apr_train.dag_packing import TrajectoryCall
-from apr_train.guard import GapGate
+from apr_train.gap import GapGate
 from apr_train.guarded import GuardedTrainer
 from apr_train.masks import EXACT, Masks
 from apr_train.metrics import step_metrics, term_metrics, trajectory_metrics

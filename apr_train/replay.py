@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 from apr_train.arguments import grpo_arguments
 from apr_train.bad_steps import read_batches, settings_of
 from apr_train.config import Config
+from apr_train.gap import GapGate
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer
-from apr_train.guard import GapGate
 from apr_train.logger import quiet_libraries
 from apr_train.masks import masks_of
 from apr_train.rollouts import Rollouts

@@ -23,8 +23,8 @@ from apr_train.checkpoint import Checkpoints, write_json
 from apr_train.config import Config
 from apr_train.deadlines import Deadlines
 from apr_train.evaluation.heldout import evaluate_folder, seal
+from apr_train.gap import GapGate
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer
-from apr_train.guard import GapGate
 from apr_train.guarded import Guard
 from apr_train.identity import command_line
 from apr_train.lifecycle import StopFlag

@@ -29,7 +29,7 @@ HEADS = {"l_critical_mean": "L_critical", "l_total_mean": "L_total", "trigger_ra
 def main(composed: DictConfig) -> None:
     with compose.one_line_errors():
         config = compose.to_config(composed)
-        from apr_train.evaluation.run import check, evaluate_model  # takes seconds: not for a typing mistake
+        from apr_train.evaluation.evaluate import check, evaluate_model  # takes seconds: not for a typing mistake
 
         check(config, compose.ranks())
         if config.dry_run:

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from apr_train.compose import load
 from apr_train.config import ConfigError
+from apr_train.evaluation.evaluate import check
 from apr_train.evaluation.heldout import seal
 from apr_train.evaluation.rows import Row, complete, rollouts_of, rows_of
-from apr_train.evaluation.run import check
 from apr_train.lifecycle import REQUEUE
 from apr_train.progress import reached
 from apr_train.validate_sampling import check_trainable

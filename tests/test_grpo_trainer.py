@@ -18,7 +18,7 @@ from trainers import (
 )
 
 from apr_train.advantage import group_advantages
-from apr_train.guard import GapError, GapGate
+from apr_train.gap import GapError, GapGate
 from apr_train.rows import call_rows, distinct_prefixes, pad_rows, split_groups
 
 

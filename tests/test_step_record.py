@@ -11,7 +11,7 @@ from guarded_trainers import break_at, guarded, limit
 from test_dag_trainer import StitchedSampler, dense_logps
 from trainers import tiny_model
 
-from apr_train.guard import GapError
+from apr_train.gap import GapError
 from apr_train.revival import Revival
 from apr_train.stored import line_of, read_recorded
 from rollout.viewer import Recorded, page

@@ -15,8 +15,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from apr_train.arguments import grpo_arguments
 from apr_train.config import Config, LoraConfig
+from apr_train.gap import GapGate
 from apr_train.grpo_trainer import ForkJoinGRPOTrainer
-from apr_train.guard import GapGate
 from apr_train.lora import adapt
 from apr_train.rollouts import Rollouts
 from apr_train.tasks.base import Problem
