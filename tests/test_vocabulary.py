@@ -1,5 +1,6 @@
 """One vocabulary: what a real run logs is what it says, and the dashboards and the docs hold the same."""
 
+import ast
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from apr_train.config import Config
 from apr_train.logger import LogCallback, MetricsLog
 from apr_train.metrics import group_std, step_metrics
 from apr_train.run import run
+from apr_train.stored import read_recorded
 from apr_train.vocabulary import AXES, DROPPED, METRICS, RENAMED, SECTIONS, find, kind_of, ours, reproducible
 from rewards.verdict import Verdict
 from rollout.trajectory import Outcome
@@ -40,6 +42,7 @@ def tiny_config(folder: Path) -> Config:
     config.algorithm.micro_batches = 2
     config.rollout.engine, config.rollout.max_response_tokens = "torch", 120
     config.logger.progress, config.logger.tensorboard, config.checkpoint.every = False, True, 0
+    config.logger.rollouts_every = 1
     config.eval.problems = 2
     return config
 
@@ -102,6 +105,35 @@ def test_wandb_gets_what_the_file_gets_and_the_step_under_one_name(real: Any) ->
     ]
     assert told.rows == json.loads(json.dumps(expected))
     assert told.axes == {"*": "optim/step", "sft/*": "sft/step", "eval/*": "eval/step"}
+
+
+NAMED = re.compile(rf"({'|'.join(sorted({metric.section for metric in METRICS}))})(/[a-z0-9_]+)*/[a-z0-9_]*[a-z0-9]")
+
+
+def test_no_code_asks_for_a_metric_that_nobody_logs() -> None:
+    """Curves, alarms and panels name metrics as text: a renamed one would leave them empty without a word."""
+    asked = {
+        node.value
+        for folder in ("apr_train", "rollout", "scripts")
+        for file in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED.fullmatch(node.value)
+    }
+    assert {"reward/total", "tree/l_critical", "gap/logprob_mean_abs"} <= asked
+    assert {name for name in asked - set(AXES.values()) if find(name) is None} == set()
+
+
+def test_the_gap_of_the_recorded_tokens_is_the_gap_that_is_logged(real: Any) -> None:
+    folder, lines, _ = real
+    logged = {line["step"]: line["gap/logprob_max_abs"] for line in lines if line["stage"] == "rl"}
+    worst = dict.fromkeys(logged, 0.0)
+    for one in read_recorded([folder / "rollouts-rank0.jsonl"]):
+        for call, told in zip(one.trajectory.calls, one.trainer_logprobs or (), strict=True):
+            sampler = one.trajectory.segments[call.sampled].logprobs
+            assert told is not None and sampler is not None
+            gaps = [abs(ours - theirs) for ours, theirs in zip(told, sampler, strict=True)]
+            worst[one.step] = max(worst[one.step], *gaps)
+    assert worst == pytest.approx(logged, abs=1e-8) and max(worst.values()) > 0
 
 
 def test_shares_sum_to_one(real: Any) -> None:
