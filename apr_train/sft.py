@@ -31,6 +31,7 @@ from apr_train.tasks.base import Form, Problem, Task, TaskError
 from apr_train.tree_attention import plan_attention
 from apr_train.weight_sync import save_model
 from rollout.dialects.base import Dialect
+from rollout.engine import EngineError
 from rollout.engines import thread_vectors
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import FORK_JOIN, Budget, Strategy, run_trajectory
@@ -50,13 +51,18 @@ def record_demonstration(
 ) -> Trajectory:
     """The trajectory of a policy that writes this demonstration. Raises TaskError when it breaks budget or grammar."""
     engine = ReplayEngine(dialect.write(task.demonstration(problem, form)), max_context)
-    prompt = tokens.prompt(problem.prompt)
-    trajectory = asyncio.run(run_trajectory(engine, dialect, problem.id, prompt, budget, strategy=strategy))
-    flaw = dialect.check(trajectory)
-    if trajectory.outcome != "answered" or flaw:
+    prompt, trajectory = tokens.prompt(problem.prompt), None
+    try:
+        trajectory = asyncio.run(run_trajectory(engine, dialect, problem.id, prompt, budget, strategy=strategy))
+    except EngineError:
+        if not engine.cut:  # else what was cut off asked to go on, which a script cannot
+            raise
+    flaw = dialect.check(trajectory) if trajectory else None
+    if trajectory is None or trajectory.outcome != "answered" or flaw:
         raise TaskError(
-            f"the {form} demonstration of {problem.id} ends {trajectory.outcome!r} ({flaw or 'out of budget'}): "
-            "raise rollout.max_response_tokens, rollout.max_threads or model.max_context, or drop the problem"
+            f"the {form} demonstration of {problem.id}, {engine.tokens} tokens of its own, does not fit "
+            f"({flaw or 'out of budget'}): raise rollout.max_response_tokens, rollout.max_threads or "
+            "model.max_context, or drop the problem"
         )
     return trajectory
 

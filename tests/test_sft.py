@@ -93,3 +93,14 @@ def test_a_demonstration_that_breaks_its_budget_is_refused_before_training() -> 
     small = Budget(response=30, answer=8, threads=8, blocks=8)
     with pytest.raises(TaskError, match="max_response_tokens"):
         record_demonstration(TASK, problem, "parallel", DIALECT, TOKENS, small, 1000)
+
+
+def test_a_long_demonstration_names_its_length_and_not_the_engine_that_replays_it() -> None:
+    problem = next(p for p in TASK.problems("train", 9, 0) if p.parts == 3)
+    script = DIALECT.write(TASK.demonstration(problem, "sequential"))
+    long = sum(len(ids) for turns in script.values() for ids in turns)
+    record_demonstration(TASK, problem, "sequential", DIALECT, TOKENS, Budget(long + 20, 8, 8, 8), 1000)
+    says = rf"the sequential demonstration of {problem.id}, {long} tokens of its own, does not fit \(out of budget\)"
+    for budget in (Budget(long - 5, 8, 8, 8), Budget(16, 8, 8, 8)):
+        with pytest.raises(TaskError, match=says):
+            record_demonstration(TASK, problem, "sequential", DIALECT, TOKENS, budget, 1000)

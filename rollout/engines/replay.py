@@ -16,6 +16,9 @@ class ReplayEngine:
     def __init__(self, script: Script, max_context: int) -> None:
         self.max_context = max_context
         self._turns = {thread: list(turns) for thread, turns in script.items()}
+        self.tokens = sum(len(ids) for turns in self._turns.values() for ids in turns)
+        self.cut = False
+        """Whether a turn did not fit its budget, so that the script cannot be followed any more."""
 
     async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         """The thread's next turn. Raises EngineError when the script has none left for it."""
@@ -25,6 +28,7 @@ class ReplayEngine:
         stop = next((i + 1 for i, token in enumerate(ids) if token in sampling.stop_ids), None)
         if stop is not None and stop <= sampling.max_tokens:
             return Completion(ids[:stop], (0.0,) * stop, "stop")
+        self.cut = True
         ids = ids[: sampling.max_tokens]
         return Completion(ids, (0.0,) * len(ids), "length")
 
