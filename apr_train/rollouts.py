@@ -118,7 +118,7 @@ class Rollouts:
         def judge(response: str) -> bool:
             return self.verifier(response, problem.answer) == "correct"
 
-        whole = Question(problem.id, problem.prompt, self.tokens.prompt(problem.prompt), judge)
+        whole = Question(problem.id, problem.prompt, self.tokens.prompt(problem.prompt), self.verifier.answer, judge)
         parts = self.parts
         if parts is None:
             return whole
