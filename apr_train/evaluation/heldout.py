@@ -60,7 +60,7 @@ def take(
     for place, (each, one) in enumerate(zip(drawn, scored, strict=True), start=first):
         answer = rollouts.verifier.answer(rollouts.tokens.decode(one.response[:-1])) if one.response else None
         line = line_of(0, one, float("nan"), 0.0) if place < record else None
-        found.append((sample_of(each.problem, each.number, one, answer or "", searched=rollouts.search is not None), line))
+        found.append((sample_of(each.problem, each.number, one, answer or "", searched=rollouts.searched), line))
     return found
 
 
