@@ -14,9 +14,8 @@ from apr_train.tasks.arithmetic import Instance, render
 from apr_train.tasks.base import Form, Problem, TaskError
 from apr_train.tasks.countdown import given as table_of
 from apr_train.tasks.countdown import solvable
-from apr_train.tasks.multiplication import Multiplication, partial, places, total, work
+from apr_train.tasks.multiplication import partial, places, total, work
 from apr_train.tasks.split import hashed, split_of
-from rewards.verdict import Verdict
 from rollout.demonstration import Block, Demonstration
 
 GENERATED = ["arithmetic", "multiplication", "countdown"]
@@ -319,12 +318,3 @@ def test_options_without_room_for_a_split_are_told_and_not_searched_for_ever() -
     task = make_task("multiplication", {"low": 3, "high": 3})
     with pytest.raises(TaskError, match="widen"):
         _ = task.problems("train", 8, 0), task.problems("heldout", 8, 0)
-
-
-def test_a_verifier_that_cannot_say_what_the_answer_is_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge(response: str, reference: str) -> Verdict:
-        return "wrong"
-
-    monkeypatch.setattr(Multiplication, "verifier", staticmethod(judge))
-    with pytest.raises(TaskError, match=r"task multiplication: its verifier has no method `answer`: see docs/howto"):
-        make_task("multiplication", {})

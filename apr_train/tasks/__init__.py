@@ -41,5 +41,5 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     task, schema = _TASKS[name]
     made = task(read_options(f"task {name}", schema, options, TaskError))
     if not isinstance(made.verifier, Verifier):
-        raise TaskError(f"task {name}: its verifier has no method `answer`: see docs/howto/task.md")
+        raise TaskError(f"task {name}: its verifier has no method answer(response): see docs/howto/task.md")
     return made
