@@ -16,10 +16,10 @@ from rollout.critical_path import measure
 from rollout.dialects.base import Dialect
 from rollout.engine import Engine
 from rollout.engines.memo import Memo
-from rollout.orchestrator import FORK_JOIN, Budget, Strategy, mix, run_trajectory
+from rollout.orchestrator import FORK_JOIN, Budget, Strategy, mix
 from rollout.strategies.base import FixedStrategy, Question, Setting, Solved
+from rollout.strategies.single import Single
 from rollout.tokens import Tokens
-from rollout.trajectory import Trajectory
 
 Result = TypeVar("Result")
 
@@ -75,8 +75,13 @@ class Rollouts:
     """Calls that were answered before the engine died; `revival` keeps it."""
     parts: Splittable | None = None
     """The task, where it can take its problems apart."""
-    search: FixedStrategy | None = None
-    """What is made of several samples, in an evaluation; None: one sample, as the policy is trained."""
+    search: FixedStrategy = field(default_factory=Single)
+    """What is made of several samples, in an evaluation."""
+
+    @property
+    def searched(self) -> bool:
+        """Whether more is made of a problem than one sample, as the policy is trained."""
+        return not isinstance(self.search, Single)
 
     def collect(self, problems: Sequence[Problem], *, temperature: float, seed: int, first: int = 0) -> list[Scored]:
         """Samples one trajectory per problem (repeat a problem for a group) and scores it. Raises EngineError, and
@@ -91,10 +96,9 @@ class Rollouts:
         setting = Setting(
             *(engine, self.dialect, self.tokens, self.budget, temperature, self.strategy, sampler.policy_version)
         )
-        solve = policy if self.search is None else self.search.solve
 
-        async def sample(problem: Problem, index: int) -> Trajectory | Solved:
-            found = await solve(setting, self._question(problem), mix(seed, first + index))
+        async def sample(problem: Problem, index: int) -> Solved:
+            found = await self.search.solve(setting, self._question(problem), mix(seed, first + index))
             done[0] += 1
             return found
 
@@ -104,21 +108,21 @@ class Rollouts:
                 found = self.sampler.run(coroutines)
             else:
                 found = self.sampler.run(watched(coroutines, self.stop))
-        solved = [_judged(each) if isinstance(each, Trajectory) else each for each in found if each is not None]
+        solved = [each for each in found if each is not None]
         with self.deadlines("verify"):
             verdicts = self._verdicts(solved, problems)
         return [self._scored(each, verdict) for each, verdict in zip(solved, verdicts, strict=True)]
 
     def _scored(self, solved: Solved, verdict: Verdict) -> Scored:
         """A search's trajectory holds several responses, which no grammar describes as a whole."""
-        flaw = self.dialect.check(solved.trajectory) if self.search is None else None
+        flaw = self.dialect.check(solved.trajectory) if not self.searched else None
         return Scored(solved.trajectory, measure(solved.trajectory), verdict, flaw, solved.response)
 
     def _question(self, problem: Problem) -> Question:
         def judge(response: str) -> bool:
             return self.verifier(response, problem.answer) == "correct"
 
-        whole = Question(problem.id, problem.prompt, self.tokens.prompt(problem.prompt), judge)
+        whole = Question(problem.id, problem.prompt, self.tokens.prompt(problem.prompt), self.verifier.answer, judge)
         parts = self.parts
         if parts is None:
             return whole
@@ -139,23 +143,6 @@ class Rollouts:
         for i, verdict in zip(finished, judged, strict=True):
             verdicts[i] = verdict
         return verdicts
-
-
-async def policy(setting: Setting, question: Question, seed: int) -> Trajectory:
-    """One response, as the policy is trained. Raises EngineError also for a prompt that leaves no room."""
-    return await run_trajectory(
-        *(setting.engine, setting.dialect, question.id, question.prompt, setting.budget),
-        temperature=setting.temperature,
-        seed=seed,
-        policy_version=setting.policy_version,
-        strategy=setting.threads,
-    )
-
-
-def _judged(trajectory: Trajectory) -> Solved:
-    """What is judged of a response: what the root wrote, where it finished."""
-    finished = trajectory.outcome in ("answered", "forced_answer")
-    return Solved(trajectory, tuple(trajectory.root_ids()) if finished else ())
 
 
 def strategy_of(config: Config) -> Strategy:

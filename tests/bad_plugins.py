@@ -1,11 +1,23 @@
 """Wrong rewards and dialects, and wrong files of the user's that hold one."""
 
+from unittest.mock import patch
+
 from bad_configs import case
-from bad_inputs import write
+from bad_inputs import Case, write
 
 PLUGINS = "Rewards, dialects and their files"
 DIALECT = "class Mine:\n    name = 'mine'\n"
 TERM = "reward.terms.acceleration"
+
+
+def half_a_verifier() -> None:
+    """What was a whole one before verifiers said what the answer is."""
+    from apr_train.tasks import make_task
+    from apr_train.tasks.multiplication import Multiplication
+
+    with patch.object(Multiplication, "verifier", staticmethod(lambda response, reference: "wrong")):
+        make_task("multiplication", {})
+
 
 CASES = [
     case(
@@ -158,5 +170,12 @@ CASES = [
             "dialect.name=mine.py:Mine is no dialect, it has no joins: see docs/dialects.md",
         ),
         lambda: write("mine.py", DIALECT),
+    ),
+    Case(
+        "half a verifier",
+        PLUGINS,
+        "a task whose verifier is a plain function",
+        "task multiplication: its verifier has no method answer(response): see docs/howto/task.md",
+        half_a_verifier,
     ),
 ]

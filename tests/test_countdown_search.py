@@ -12,7 +12,7 @@ from apr_train.tasks import make_task
 from apr_train.tasks.base import TaskError
 from apr_train.tasks.countdown import side
 from rewards.verdict import Verdict
-from rewards.verify.countdown_search import countdown_search
+from rewards.verify.countdown_search import SearchVerifier, countdown_search
 from rollout.search_trace import (
     FULL,
     SURFACES,
@@ -142,10 +142,8 @@ def test_legal_operations_are_those_of_the_game(
     target: int, given_numbers: str, operations: list[str], verdict: Verdict
 ) -> None:
     """Ways of TERSE lines whose states follow what the operations say."""
-    assert (
-        countdown_search(terse_way(target, given_numbers, operations), f"{target} from {given_numbers}", TERSE)
-        == verdict
-    )
+    way = terse_way(target, given_numbers, operations)
+    assert SearchVerifier(TERSE)(way, f"{target} from {given_numbers}") == verdict
 
 
 def terse_way(target: int, given_numbers: str, operations: list[str]) -> str:
@@ -165,19 +163,19 @@ def terse_way(target: int, given_numbers: str, operations: list[str]) -> str:
 def test_leftover_numbers_are_refused_where_the_published_checker_took_them() -> None:
     way = terse_way(6, "3 3 7", ["3+3=6"])
     assert way == ">0\n:6:3 3 7|\n3+3=6:7 6\n6=6\n"
-    assert countdown_search(way, "6 from 3 3 7", TERSE) == "wrong"
+    assert SearchVerifier(TERSE)(way, "6 from 3 3 7") == "wrong"
     hidden = way.replace("3+3=6:7 6", "3+3=6:6")
-    assert countdown_search(hidden, "6 from 3 3 7", TERSE) == "wrong"
+    assert SearchVerifier(TERSE)(hidden, "6 from 3 3 7") == "wrong"
 
 
 @pytest.mark.parametrize("answer", ["9 from 3 5", "9 from 3", "9 from 3 3 3", "9 from 1 9", "18 from 3 3"])
 def test_a_way_that_starts_from_other_numbers_is_refused_however_sound_it_is(answer: str) -> None:
-    assert countdown_search(terse_way(9, "3 3", ["3*3=9"]), answer, TERSE) == "wrong"
+    assert SearchVerifier(TERSE)(terse_way(9, "3 3", ["3*3=9"]), answer) == "wrong"
 
 
 def test_the_surface_is_the_tasks_and_not_the_policys_choice() -> None:
-    assert countdown_search(terse_way(9, "3 3", ["3*3=9"]), "9 from 3 3", FULL) == "unparsable"
-    assert countdown_search(WAY, REFERENCE, TERSE) == "unparsable"
+    assert SearchVerifier(FULL)(terse_way(9, "3 3", ["3*3=9"]), "9 from 3 3") == "unparsable"
+    assert SearchVerifier(TERSE)(WAY, REFERENCE) == "unparsable"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +214,7 @@ def test_no_change_of_a_character_makes_a_wrong_way_right(data: st.DataObject) -
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.text(max_size=30), st.sampled_from(WAY.splitlines())), max_size=40), st.booleans())
 def test_no_response_makes_the_verifier_fail(pieces: list[str], terse: bool) -> None:
-    verdict = countdown_search("\n".join(pieces), REFERENCE, TERSE if terse else FULL)
+    verdict = SearchVerifier(TERSE if terse else FULL)("\n".join(pieces), REFERENCE)
     assert verdict in ("correct", "wrong", "unparsable")
     assert verdict != "correct" or independent("\n".join(pieces))
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from dying_engines import BUDGET, DIALECT, PARALLEL, DyingSampler, forking_trainer
+from helpers import Judge
 from safetensors.torch import save_file
 from served import Served
 from torch import Tensor
@@ -26,7 +27,6 @@ from apr_train.revival import EngineLost, Revival
 from apr_train.rollouts import Rollouts
 from apr_train.self_train import RunStages
 from apr_train.tasks.base import Problem
-from rewards.verdict import Verdict
 from rollout.engine import EngineError
 from rollout.trajectory import Trajectory
 
@@ -38,12 +38,11 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revival, "PAUSE", 0.01)
 
 
-def verdict(response: str, answer: str) -> Verdict:
-    return "wrong"
+VERDICT = Judge(lambda response, reference: "wrong")
 
 
 def rollouts_of(sampler: Any, **options: Any) -> Rollouts:
-    return Rollouts(sampler, DIALECT, PARALLEL, verdict, BUDGET, **options)
+    return Rollouts(sampler, DIALECT, PARALLEL, VERDICT, BUDGET, **options)
 
 
 def weights(value: float = 1.0) -> Iterator[tuple[str, Tensor]]:

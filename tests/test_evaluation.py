@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from helpers import toy_tokens
+from dying_engines import BUDGET, DIALECT, PARALLEL, DyingSampler
+from helpers import Judge, toy_tokens
 from real_runs import MODEL, running
 from safetensors.torch import load_file, save_file
 
 from apr_train.compose import load
 from apr_train.config import ConfigError
 from apr_train.evaluation.evaluate import check
-from apr_train.evaluation.heldout import seal
+from apr_train.evaluation.heldout import draws, seal, take
 from apr_train.evaluation.rows import Row, complete, rollouts_of, rows_of
 from apr_train.lifecycle import REQUEUE
 from apr_train.progress import reached
+from apr_train.rollouts import Rollouts
+from apr_train.tasks.base import Problem
 from apr_train.validate_sampling import check_trainable
 from rollout.dialects import make_dialect
 from rollout.errors import UserError
@@ -249,3 +252,23 @@ def test_rows_keep_what_they_do_not_say() -> None:
     assert (rows["a"].search, rows["a"].options) == ("self_consistency", {"samples": 40})
     assert (rows["b"].search, rows["b"].options, rows["b"].temperature) == ("single", {}, 0.0)
     assert rows["b"].max_critical_tokens == 50
+
+
+def test_votes_are_counted_by_the_verifier_s_spelling_and_not_by_the_text() -> None:
+    class Spelt(Judge):
+        def answer(self, response: str) -> str | None:
+            return "one" if len(response) % 2 else None
+
+    rollouts = Rollouts(DyingSampler(), DIALECT, PARALLEL, Spelt(lambda response, reference: "wrong"), BUDGET)
+    found = take(rollouts, draws([Problem(f"p{n}", f"a{n}=", "1") for n in range(4)], 3), Row(temperature=1.0), 3)
+    assert {sample.answer for sample, _ in found} == {"one", ""}
+    assert not rollouts.searched and not any(sample.searched for sample, _ in found)
+
+
+def test_a_prompt_that_leaves_no_room_costs_its_own_trajectory_and_no_other() -> None:
+    rollouts = Rollouts(DyingSampler(), DIALECT, PARALLEL, Judge(lambda response, reference: "correct"), BUDGET)
+    problems = [Problem("long", "1" * rollouts.sampler.max_context, "1"), Problem("p", "a1=", "1")]
+    long, short = rollouts.collect(problems, temperature=1.0, seed=3)
+    assert (long.trajectory.outcome, long.verdict, long.lengths.l_total) == ("truncated", "unparsable", 0)
+    assert long.trajectory.notes == {"strategy/prompt does not fit": 1}
+    assert short.lengths.l_total > 0

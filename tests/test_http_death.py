@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from dying_engines import BUDGET, DIALECT, PARALLEL
+from helpers import Judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from served import SIZE, Served, completion
@@ -30,7 +31,6 @@ from apr_train.revival import EngineLost, Revival
 from apr_train.rollouts import Rollouts
 from apr_train.supervise import health_of
 from apr_train.tasks.base import Problem
-from rewards.verdict import Verdict
 from rollout.engine import Completion, EngineDied, EngineError, Sampling
 from rollout.engines import http_server, vllm_http
 from rollout.engines.boot import HEADER, NamedBoot
@@ -45,8 +45,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revival, "PAUSE", 0.05)
 
 
-def verdict(response: str, answer: str) -> Verdict:
-    return "wrong"
+VERDICT = Judge(lambda response, reference: "wrong")
 
 
 def weights() -> Iterator[tuple[str, Tensor]]:
@@ -58,7 +57,7 @@ def engine_of(served: Served, folder: Path, **options: Any) -> VllmHttpEngine:
 
 
 def sampled(engine: VllmHttpEngine, **options: Any) -> list[Any]:
-    rollouts = Rollouts(engine, DIALECT, PARALLEL, verdict, BUDGET, **options)
+    rollouts = Rollouts(engine, DIALECT, PARALLEL, VERDICT, BUDGET, **options)
     found = Revival(rollouts).run(weights, lambda: rollouts.collect(PROBLEMS, temperature=1.0, seed=3))
     return [each.trajectory for each in found]
 
@@ -319,7 +318,7 @@ def test_a_real_server_killed_in_a_rollout_costs_no_token(tmp_path: Path) -> Non
             time.sleep(0.5)
         time.sleep(3)  # its supervisor has seen that too: a first start that fails is not repeated
         engine = VllmHttpEngine(f"http://127.0.0.1:{port}/v1", max_context=256, weights_folder=tmp_path)
-        rollouts = Rollouts(engine, DIALECT, PARALLEL, verdict, BUDGET, deadlines=Deadlines({"engine_start": 120.0}))
+        rollouts = Rollouts(engine, DIALECT, PARALLEL, VERDICT, BUDGET, deadlines=Deadlines({"engine_start": 120.0}))
         asked: list[int] = []
         complete = engine.complete
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from apr_train.tasks import make_task
 from apr_train.tasks.search import apr, heuristic, sos_plus, successors
-from rewards.verify.countdown_search import countdown_search
+from rewards.verify.countdown_search import SearchVerifier, countdown_search
 from rollout.search_trace import (
     FULL,
     SURFACES,
@@ -147,16 +147,15 @@ def test_every_trace_that_reaches_its_goal_is_judged_correct_and_no_other(
     else:
         text = apr(target, numbers, random, beam=beam, child_beam=beam + 2, surface=surface).transcript(surface)
     failed = text.endswith({"full": "No solution found.\n", "terse": "\n-\n"}[surface.name])
-    assert countdown_search(text, asked(target, numbers), surface) == ("wrong" if failed else "correct")
+    assert SearchVerifier(surface)(text, asked(target, numbers)) == ("wrong" if failed else "correct")
 
 
 def test_five_numbers_are_searched_too() -> None:
     ((target, numbers),) = drawn(3, 1, 5, number_max=20)
     verdicts = {
-        countdown_search(
+        SearchVerifier(TERSE)(
             apr(target, numbers, Random(seed), beam=3, child_beam=4, surface=TERSE).transcript(TERSE),
             asked(target, numbers),
-            TERSE,
         )
         for seed in range(8)
     }

@@ -5,12 +5,13 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 from helpers import toy_tokens
-from timed_engine import BUDGET, DIALECT, TOKENS, Timed, question, says, setting, solve
+from timed_engine import BUDGET, DIALECT, TOKENS, Timed, after, question, says, setting, solve
 
 from rollout.critical_path import measure
 from rollout.dialects import make_dialect
@@ -18,8 +19,7 @@ from rollout.engine import Completion, Prompt, Sampling
 from rollout.orchestrator import Budget, run_trajectory
 from rollout.seeds import mix
 from rollout.strategies import STRATEGIES, StrategyError, make_strategy
-from rollout.strategies.answers import answer_text
-from rollout.strategies.base import Candidate, Question, Setting, Solved, candidate
+from rollout.strategies.base import Candidate, Question, Setting, Solved
 from rollout.strategies.best_of_n import best
 from rollout.strategies.merge import merge
 from rollout.strategies.self_consistency import majority
@@ -179,7 +179,6 @@ def alone(seed: int) -> Trajectory:
 def test_a_sample_is_what_the_policy_alone_would_write() -> None:
     solved, _ = solve("self_consistency", {"samples": 4}, seed=8)
     each = [alone(mix(8, i)) for i in range(4)]
-    assert solved.samples == tuple(map(candidate, each))
     lengths = measure(solved.trajectory)
     assert lengths.l_total == sum(measure(one).l_total for one in each)
     assert lengths.l_critical == max(measure(one).l_critical for one in each)
@@ -194,7 +193,7 @@ def test_responses_that_fork_keep_their_threads_and_lengths(join: str) -> None:
     dialect = make_dialect("parathinker", tokens, join, {"paths": 3})
     prompt = tokens.prompt("a3=")
     budget = Budget(response=160, answer=8, threads=8, blocks=4)
-    asked = Question("q", "a3=", prompt)
+    asked = Question("q", "a3=", prompt, after)
     each = [asyncio.run(run_trajectory(Instant(), dialect, "q", prompt, budget, seed=i)) for i in range(3)]
     where = Setting(Instant(), dialect, tokens, budget)
     merged = merge(where, asked, each, 1)
@@ -234,15 +233,15 @@ def test_stitched_responses_at_unlike_strides_are_refused() -> None:
         for stride in (3, 0, 3, 4)
     ]
     where = setting(Timed())
-    assert merge(where, Question("q", "", (1,)), at[:3], 0).stride == 3
+    assert merge(where, Question("q", "", (1,), after), at[:3], 0).stride == 3
     with pytest.raises(StrategyError, match=r"set strategy\.stride"):
-        merge(where, Question("q", "", (1,)), at, 0)
+        merge(where, Question("q", "", (1,), after), at, 0)
 
 
 def wrote(answer: str | None, logprob: float) -> Candidate:
-    """A finished candidate with this answer, or (None) an unfinished one."""
+    """A finished candidate with this answer, which may be none (""), or (None) an unfinished one."""
     ids = () if answer is None else DIALECT.answer(answer)
-    return Candidate(ids, "truncated" if answer is None else "answered", 5, 5, logprob)
+    return Candidate(ids, answer or None, "truncated" if answer is None else "answered", logprob)
 
 
 @pytest.mark.parametrize(
@@ -253,13 +252,14 @@ def wrote(answer: str | None, logprob: float) -> Candidate:
         ([("7", -1.0), ("8", -1.0)], 0),  # a tie of ties: the first
         ([("7", -2.0), ("8", -1.5), ("8", -1.9), ("7", -1.2)], 3),
         ([(None, -0.1), (None, -0.1), ("7", -9.0)], 2),  # unfinished ones have no vote
-        ([("4 5", -2.0), ("6", -0.5), (" 4  5", -3.0)], 0),  # white space is no difference
+        ([("", -0.1), ("", -0.1), ("7", -9.0)], 2),  # nor has what says nothing
+        ([("", -0.3), (None, -0.1), ("", -0.2)], 2),  # unless nobody says anything
         ([(None, -0.1)], None),
         ([], None),
     ],
 )
 def test_the_majority_by_hand(answers: Sequence[tuple[str | None, float]], wins: int | None) -> None:
-    assert majority(TOKENS, [wrote(*each) for each in answers]) == wins
+    assert majority([wrote(*each) for each in answers]) == wins
 
 
 @pytest.mark.parametrize(
@@ -269,13 +269,33 @@ def test_the_majority_by_hand(answers: Sequence[tuple[str | None, float]], wins:
         ([("7", 0.5), ("8", 0.9), ("7", 0.6)], True, 2),  # 1.1 against 0.9
         ([("7", 0.3), ("8", 0.9), ("7", 0.4)], True, 1),
         ([("7", 0.5), ("8", 0.5)], False, 0),
+        ([("", 0.9), ("", 0.9), ("8", 0.5)], True, 2),  # what says nothing is no group
+        ([("", 0.9), ("8", 0.5)], False, 0),  # but has its score
+        ([("", 0.3), ("", 0.9)], True, 1),
         ([(None, 1.0), ("8", 0.0)], False, 1),  # an unfinished response is none, whatever it scores
         ([(None, 1.0)], True, None),
     ],
 )
 def test_the_best_by_hand(answers: Sequence[tuple[str | None, float]], weighted: bool, wins: int | None) -> None:
     candidates = [wrote(answer, 0.0) for answer, _ in answers]
-    assert best(setting(Timed()), candidates, [score for _, score in answers], weighted=weighted) == wins
+    assert best(candidates, [score for _, score in answers], weighted=weighted) == wins
+
+
+def test_answers_that_the_verifier_spells_alike_are_one_voter() -> None:
+    written = ["1/2", "7", "0.5", "7", ".5", "8"]
+
+    def reply(context: str, sampling: Sampling) -> str:
+        return f"<think>a</think>{written[seeds.index(sampling.seed or 0)]}<|eos|>"
+
+    def value(text: str) -> str:
+        return str(Fraction(text.rpartition("</think>")[2]))
+
+    seeds = [mix(mix(3, i), 0) for i in range(len(written))]
+    options = {"samples": len(written)}
+    by_text, _ = solve("self_consistency", options, says(reply))
+    by_value, _ = solve("self_consistency", options, says(reply), asked=question(answer=value))
+    assert TOKENS.decode(by_text.response) == "<think>a</think>7<|eos|>"
+    assert TOKENS.decode(by_value.response) == "<think>a</think>1/2<|eos|>"
 
 
 def test_an_oracle_finds_the_right_answer_among_wrong_ones() -> None:
@@ -295,27 +315,3 @@ def test_only_an_oracle_asks_the_verifier() -> None:
 
     for name, options in CASES:
         solve(name, options, asked=replace(asked_of(name), judge=never))
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("<think>3</think>7", "7"),
-        ("7", "7"),
-        ("<think>\\boxed{3}</think>it is 7", "it is 7"),  # a box in the reasoning is no answer
-        ("<think></think>\\boxed{3} or \\boxed{ 4 }.", "4"),
-        ("<think></think>\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
-        ("<think></think>\\boxed{3} then \\boxed{4", "3"),  # the last one never closes
-        ("<think></think>}\\boxed{}", ""),
-        ("<think></think> a \n b ", "a b"),
-        ("<think></think>boxed{3}", "boxed{3}"),
-        ("<think></think>\\boxed{1\\boxed{2}}", "2"),
-    ],
-)
-def test_where_an_answer_is(text: str, answer: str) -> None:
-    assert answer_text(text) == answer
-
-
-def test_boxes_that_never_close_take_no_time() -> None:
-    text = "\\boxed{" * 100_000  # a pass per box would be 10**10 steps
-    assert answer_text(text) == text

@@ -115,6 +115,15 @@ def test_a_skeleton_is_written_out_point_by_point() -> None:
     assert measure(found.trajectory).l_critical == skeleton + (2 + 3 + 2 + 1) + len(found.response)
 
 
+def test_a_point_is_written_out_whole_whatever_the_verifier_calls_an_answer() -> None:
+    def reply(context: str, sampling: Sampling) -> str:
+        return "<think></think>It is 7, I say.<|eos|>" if "Write out" in context else "<think></think>1. one<|eos|>"
+
+    asked = question(answer=lambda text: "7" if "7" in text else None)
+    found, _ = solve("skeleton_of_thought", {}, says(reply), asked=asked, budget=replace(BUDGET, response=200))
+    assert TOKENS.decode(found.response) == "<think></think>1. It is 7, I say.<|eos|>"
+
+
 @pytest.mark.parametrize(
     ("skeleton", "outcome", "note"),
     [
@@ -151,7 +160,7 @@ def test_a_round_reads_a_drawn_few_of_the_round_before() -> None:
             assert lines[::2] == ["Candidate 1:", "Candidate 2:"]
             assert lines[1] != lines[3] and {lines[1], lines[3]} <= set(said[first - 6 : first])
     assert len({tuple(lines) for lines in read[6:]}) > 6  # not the same two for everyone
-    assert found.trajectory.outcome == "answered" and not found.samples
+    assert found.trajectory.outcome == "answered"
 
 
 def test_the_widths_of_rounds_are_pacore_s() -> None:
@@ -165,6 +174,20 @@ def test_the_widths_of_rounds_are_pacore_s() -> None:
     )  # the three of round two
     assert "why" not in "".join(TOKENS.decode(ids) for ids, _, _ in engine.sent)
     assert measure(found.trajectory).l_critical == 3 * len(found.response)
+
+
+def test_a_round_shows_what_finished_without_an_answer_and_does_not_elect_it() -> None:
+    def reply(context: str, sampling: Sampling) -> str:
+        return f"<think>r</think>{'7' if (sampling.seed or 0) % 3 == 0 else 'unsure'}<|eos|>"
+
+    asked = question(answer=lambda text: "7" if "7" in text else None)
+    budget = replace(BUDGET, response=200)
+    for seed in range(6):
+        options = {"population": 5, "subset": 5, "rounds": 2}
+        found, engine = solve("rounds", options, says(reply), seed=seed, asked=asked, budget=budget)
+        said = [TOKENS.decode(done.ids) for _, _, done in engine.sent]
+        assert all(TOKENS.decode(ids).count("Candidate ") == 6 for ids, _, _ in engine.sent[5:])
+        assert ("7" in TOKENS.decode(found.response)) == any("7" in text for text in said[5:])
 
 
 def test_a_round_that_nobody_finishes_is_the_last() -> None:

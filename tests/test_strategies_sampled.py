@@ -8,6 +8,7 @@ import torch
 from helpers import toy_tokens
 from trainers import tiny_model
 
+from rewards.verify.exact import exact_text
 from rollout.critical_path import measure
 from rollout.dialects import make_dialect
 from rollout.engine import Completion, Prompt, Sampling
@@ -45,7 +46,7 @@ def solve(dialect: str, join: str | None, name: str, options: dict[str, Any]) ->
     budget = Budget(response=60, answer=6, threads=8, blocks=4, thread=6)
     where = Setting(engine, make_dialect(dialect, tokens, join), tokens, budget)
     strategy = make_strategy(name, options)
-    asked = [Question(f"q{n}", f"a{n}b7=", tokens.prompt(f"a{n}b7=")) for n in range(3)]
+    asked = [Question(f"q{n}", f"a{n}b7=", tokens.prompt(f"a{n}b7="), exact_text.answer) for n in range(3)]
     return engine.inner.run([strategy.solve(where, each, seed) for seed, each in enumerate(asked)]), engine, model
 
 

@@ -114,8 +114,13 @@ def setting(engine: Timed, budget: Budget = BUDGET) -> Setting:
     return Setting(engine, DIALECT, TOKENS, budget)
 
 
+def after(text: str) -> str | None:
+    """A rule of where the answer is: what follows the reasoning."""
+    return text.rpartition("</think>")[2].strip() or None
+
+
 def question(text: str = "a3b7=", **more: Any) -> Question:
-    return Question("q", text, TOKENS.prompt(text), **more)
+    return Question("q", text, TOKENS.prompt(text), **{"answer": after} | more)
 
 
 def solve(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import toy_tokens
+from helpers import Judge, toy_tokens
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -142,7 +142,7 @@ def make_trainer(
         arguments,
         TOKENS.tokenizer,
         [Problem(f"p{i}", f"a{i}=", "1") for i in range(8)],
-        rollouts=Rollouts(PreparedSampler(7, noise), DIALECT, TOKENS, verdict, BUDGET),
+        rollouts=Rollouts(PreparedSampler(7, noise), DIALECT, TOKENS, Judge(verdict), BUDGET),
         reward=make_reward(reward or {"outcome": {}}),
         algorithm=config.algorithm,
         gate=GapGate(warn=1.0, stop=5.0),

@@ -23,7 +23,6 @@ from apr_train.stored import line_of, recorded
 from apr_train.tasks.base import Problem
 from apr_train.weight_sync import saved_weights
 from rollout.seeds import mix
-from rollout.strategies.answers import answer_text
 
 if TYPE_CHECKING:
     from apr_train.run import Parts
@@ -59,9 +58,9 @@ def take(
     scored = rollouts.collect([each.problem for each in drawn], temperature=row.temperature, seed=seed, first=first)
     found: list[tuple[Sample, str | None]] = []
     for place, (each, one) in enumerate(zip(drawn, scored, strict=True), start=first):
-        answer = answer_text(rollouts.tokens.decode(one.response[:-1])) if one.response else ""
+        answer = rollouts.verifier.answer(rollouts.tokens.decode(one.response[:-1])) if one.response else None
         line = line_of(recorded(0, one)) if place < record else None
-        found.append((sample_of(each.problem, each.number, one, answer, searched=rollouts.search is not None), line))
+        found.append((sample_of(each.problem, each.number, one, answer or "", searched=rollouts.searched), line))
     return found
 
 

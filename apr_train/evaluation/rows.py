@@ -119,5 +119,4 @@ def rollouts_of(config: Config, rollouts: Rollouts, row: Row) -> Rollouts:
     limits = {"max_response_tokens": row.max_response_tokens, "max_critical_tokens": row.max_critical_tokens}
     budget = budget_of(replace(config.rollout, **cast(dict[str, Any], limits)))
     assert row.search is not None
-    search = None if row.search == "single" else make_strategy(row.search, row.options)
-    return replace(rollouts, strategy=threads, budget=budget, search=search)
+    return replace(rollouts, strategy=threads, budget=budget, search=make_strategy(row.search, row.options))

@@ -46,7 +46,7 @@ class Sample:
     flaw: str | None
     """The first breach of the strict grammar."""
     answer: str
-    """What votes are counted by; empty where nothing finished."""
+    """What votes are counted by, as the verifier spells it; empty where there is none."""
     l_critical: int
     l_total: int
     window: int

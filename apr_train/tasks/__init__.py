@@ -13,6 +13,7 @@ from apr_train.tasks.jsonl import Jsonl, JsonlOptions
 from apr_train.tasks.multiplication import Multiplication, MultiplicationOptions
 from apr_train.tasks.set_intersection import SetIntersection, SetIntersectionOptions
 from apr_train.tasks.sorting import Sorting, SortingOptions
+from rewards.verdict import Verifier
 from rollout.options import hint, read_options
 
 _TASKS: dict[str, tuple[Callable[[Any], Task], type]] = {
@@ -29,7 +30,8 @@ _TASKS: dict[str, tuple[Callable[[Any], Task], type]] = {
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
-    """The task `name` with its options. TaskError for an unknown name or option names the hint valid one.
+    """The task `name` with its options. TaskError for an unknown name or option names the valid one; also for a task
+    whose verifier lacks a method.
 
     >>> make_task("multiplication", {"factors_min": 4}).name
     'multiplication'
@@ -37,4 +39,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     if name not in _TASKS:
         raise TaskError(f"there is no task {name!r}: {hint(name, sorted(_TASKS))}")
     task, schema = _TASKS[name]
-    return task(read_options(f"task {name}", schema, options, TaskError))
+    made = task(read_options(f"task {name}", schema, options, TaskError))
+    if not isinstance(made.verifier, Verifier):
+        raise TaskError(f"task {name}: its verifier has no method answer(response): see docs/howto/task.md")
+    return made

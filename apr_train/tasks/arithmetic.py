@@ -88,7 +88,7 @@ class Arithmetic:
 
     name = "arithmetic"
     forms: tuple[Form, ...] = ("sequential", "parallel", "checked")
-    verifier: Verifier = staticmethod(exact_text)
+    verifier: Verifier = exact_text
 
     def __init__(self, options: ArithmeticOptions) -> None:
         self.options = options

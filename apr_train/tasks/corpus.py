@@ -1,7 +1,6 @@
 """Problems and demonstrations of a published corpus, in whatever dialect the run writes them."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +9,7 @@ from apr_train.corpora.base import CorpusError, Worked
 from apr_train.tasks.base import Form, Problem, Split, TaskError
 from apr_train.tasks.split import generator, split_of
 from rewards.verdict import Verifier
-from rewards.verify.countdown_search import countdown_search
+from rewards.verify.countdown_search import SearchVerifier
 from rewards.verify.math import MathVerifier
 from rollout.demonstration import Demonstration
 from rollout.search_trace import FULL, SearchRun
@@ -50,7 +49,7 @@ class Corpus:
     def __init__(self, options: CorpusOptions) -> None:
         self.options = options
         self.verifier: Verifier = (
-            partial(countdown_search, surface=FULL)
+            SearchVerifier(FULL)
             if options.layout == "apr"
             else MathVerifier(options.deadline_s, options.verifier_workers)
         )

@@ -170,7 +170,7 @@ class Countdown:
 
     name = "countdown"
     forms: tuple[Form, ...] = ("sequential", "parallel")
-    verifier: Verifier = staticmethod(countdown)
+    verifier: Verifier = countdown
 
     def __init__(self, options: CountdownOptions) -> None:
         self.options = options

@@ -1,7 +1,6 @@
 """Countdown as APR trains it: the policy continues a search trace, in one text (SoS+) or with sub-searches (APR)."""
 
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 from random import Random
 from typing import Literal
@@ -11,7 +10,7 @@ from apr_train.tasks.countdown import Instances, instances, reference
 from apr_train.tasks.search import apr, sos_plus
 from apr_train.tasks.split import MAX_DRAWS
 from rewards.verdict import Verifier
-from rewards.verify.countdown_search import countdown_search
+from rewards.verify.countdown_search import SearchVerifier
 from rollout.search_trace import SURFACES, SearchRun, budget_prefix, root_line
 
 BIN, LARGEST_BIN = 512, 4096
@@ -79,7 +78,7 @@ class CountdownSearch:
         self.options = options
         self.surface = SURFACES[options.surface]
         self.forms: tuple[Form, ...] = ("sequential", "parallel") if options.form == "apr" else ("sequential",)
-        self.verifier: Verifier = partial(countdown_search, surface=self.surface)
+        self.verifier: Verifier = SearchVerifier(self.surface)
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         """See Task. `parts` is how many pairs of numbers a search may start with; SoS+ has one part: one text."""

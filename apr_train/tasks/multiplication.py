@@ -86,7 +86,7 @@ class Multiplication:
 
     name = "multiplication"
     forms: tuple[Form, ...] = ("sequential", "parallel")
-    verifier: Verifier = staticmethod(exact_integers)
+    verifier: Verifier = exact_integers
 
     def __init__(self, options: MultiplicationOptions) -> None:
         self.options = options

@@ -60,7 +60,7 @@ class SetIntersection:
 
     name = "set_intersection"
     forms: tuple[Form, ...] = ("sequential", "parallel")
-    verifier: Verifier = staticmethod(exact_set)
+    verifier: Verifier = exact_set
 
     def __init__(self, options: SetIntersectionOptions) -> None:
         self.options = options

@@ -88,7 +88,7 @@ class Sorting:
 
     name = "sorting"
     forms: tuple[Form, ...] = ("sequential", "parallel")
-    verifier: Verifier = staticmethod(exact_integers)
+    verifier: Verifier = exact_integers
 
     def __init__(self, options: SortingOptions) -> None:
         self.options = options

@@ -1,1 +1,1 @@
-"""Verifiers: functions (response, reference answer) -> Verdict that never raise for what a model wrote."""
+"""Verifiers of responses: see `rewards.verdict.Verifier`. They never raise for what a model wrote."""

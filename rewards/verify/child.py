@@ -130,11 +130,11 @@ class ChildVerifier:
             self._idle.put(worker)
         self._deadline_s, self._closed = deadline_s, False
 
-    def __call__(self, response: str, answer: str) -> Verdict:
+    def __call__(self, response: str, reference: str) -> Verdict:
         """Blocks until a worker is free, then at most `deadline_s`, plus a child's start where one is needed."""
-        return self._judge(response, answer, self._deadline_s)
+        return self._judge(response, reference, self._deadline_s)
 
-    def _judge(self, response: str, answer: str, deadline_s: float) -> Verdict:
+    def _judge(self, response: str, reference: str, deadline_s: float) -> Verdict:
         """The verdict, by `_ask` or without it."""
         raise NotImplementedError
 
@@ -152,7 +152,7 @@ class ChildVerifier:
             self._idle.put(worker)
 
     def verify_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Verdicts of (response, answer) pairs, in order, on all workers at once.
+        """Verdicts of (response, reference) pairs, in order, on all workers at once.
 
         Answers that take long are put off until all others have theirs: a hung one costs the others a short slice, not
         the deadline, however many hang at once.

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards.verdict import Verdict
@@ -21,41 +22,68 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 }
 
 
-def countdown(response: str, answer: str) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    text: str
+    """Without blanks."""
+    value: Fraction | None
+    """Exact; None where it divides by zero."""
+    used: list[int]
+
+
+class CountdownVerifier:
     """`correct` when the expression after </think> has the target's value and uses every given number exactly once.
 
-    `answer` is `<target> from <numbers>`. Only + - * /, parentheses and plain integers are an expression; a sign, a
-    power, an equation or a second expression is `unparsable`. Values between may be fractions or negative.
+    The reference is `<target> from <numbers>`. Only + - * /, parentheses and plain integers are an expression; a sign,
+    a power, an equation or a second expression is `unparsable`. Values between may be fractions or negative. The answer
+    is the expression without its blanks: two that compute the same in other ways are two.
 
-    >>> countdown("<think></think>(53-22)*2", "62 from 22 2 53")
-    'correct'
-    >>> countdown("<think></think>31*2", "62 from 22 2 53")
-    'wrong'
+    >>> countdown("<think></think>(53-22)*2", "62 from 22 2 53"), countdown("<think></think>31*2", "62 from 22 2 53")
+    ('correct', 'wrong')
+    >>> countdown.answer("<think></think>(53 - 22) * 2")
+    '(53-22)*2'
     """
-    reference = _REFERENCE.fullmatch(answer)
-    if reference is None:
-        return "error"
-    target, numbers = int(reference[1]), sorted(int(number) for number in reference[2].split())
-    text = answer_text(response)
+
+    def answer(self, response: str) -> str | None:
+        found = _read(answer_text(response))
+        return None if found is None else found.text
+
+    def __call__(self, response: str, reference: str) -> Verdict:
+        asked = _REFERENCE.fullmatch(reference)
+        if asked is None:
+            return "error"
+        target, numbers = int(asked[1]), sorted(int(number) for number in asked[2].split())
+        found = _read(answer_text(response))
+        if found is None:
+            return "unparsable"
+        return "correct" if found.value == target and sorted(found.used) == numbers else "wrong"
+
+
+countdown = CountdownVerifier()
+
+
+def _read(text: str | None) -> _Expression | None:
     if text is None or len(text) > MAX_CHARACTERS or not _ALPHABET.fullmatch(text):
-        return "unparsable"
+        return None
     used: list[int] = []
     try:
         value = _value(ast.parse(text, mode="eval").body, used)
     except (SyntaxError, RecursionError, MemoryError):  # MemoryError: the parser's word for "nested too deeply"
-        return "unparsable"
-    except ZeroDivisionError:
-        return "wrong"
-    return "correct" if value == target and sorted(used) == numbers else "wrong"
+        return None
+    return _Expression(text.replace(" ", ""), value, used)
 
 
-def _value(node: ast.expr, used: list[int]) -> Fraction:
-    """The exact value; collects the literals. SyntaxError for anything but the four operators and integers."""
+def _value(node: ast.expr, used: list[int]) -> Fraction | None:
+    """The exact value, None where it divides by zero; collects the literals. SyntaxError for anything but the four
+    operators and integers."""
     match node:
         case ast.Constant(value=int(literal)):
             used.append(literal)
             return Fraction(literal)
         case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(left, used), _value(right, used))
+            values = _value(left, used), _value(right, used)
+            if values[0] is None or values[1] is None or (isinstance(op, ast.Div) and not values[1]):
+                return None
+            return _OPERATORS[type(op)](values[0], values[1])
         case _:
             raise SyntaxError(f"{type(node).__name__} is no part of a Countdown expression")

@@ -1,6 +1,7 @@
 """Verifies, step by step, the way to a Countdown target that a search trace restates at its end."""
 
 import re
+from dataclasses import dataclass
 
 from rewards.verdict import Verdict
 from rollout.search_trace import FULL, MAX_NUMBERS, ROOT, Line, Surface
@@ -10,11 +11,12 @@ _LINES_A_STEP = 4
 """move, state, explore, and generate or goal."""
 
 
-def countdown_search(response: str, answer: str, surface: Surface = FULL) -> Verdict:
+@dataclass(frozen=True)
+class SearchVerifier:
     """`correct` when the trace ends with a legal way from the given numbers to the target that leaves no number over.
 
-    `response` is all that the root wrote and read; `answer` is `<target> from <numbers>`. The way is what stands from
-    the last `Operations: []` line to the end, in the very lines of the language:
+    The response is all that the root wrote and read; the reference is `<target> from <numbers>`. The way is what stands
+    from the last `Operations: []` line to the end, in the very lines of the language:
 
         Moving to Node #0                                                  (SoS+ leaves this first move out)
         Current State: 62:[53, 22, 2], Operations: []                      all given numbers, in any order
@@ -27,21 +29,34 @@ def countdown_search(response: str, answer: str, surface: Surface = FULL) -> Ver
 
     A child's path counts where the root restates it as the end of its own. Operations are +, *, larger-smaller, and
     larger/smaller without remainder. `wrong`: such lines that break a rule, or `No solution found.` at the end.
-    `unparsable`: anything else, a goal without the way to it included.
+    `unparsable`: anything else, a goal without the way to it included. The answer is the way, or the line of giving up.
 
-    >>> countdown_search("62=62\\n>0\\n:62:31 2|\\n31*2=62:62\\n62=62\\n", "62 from 2 31", TERSE)
-    'correct'
-    >>> countdown_search("62=62\\n", "62 from 2 31", TERSE)
-    'unparsable'
+    >>> terse = SearchVerifier(TERSE)
+    >>> terse("62=62\\n>0\\n:62:31 2|\\n31*2=62:62\\n62=62\\n", "62 from 2 31"), terse("62=62\\n", "62 from 2 31")
+    ('correct', 'unparsable')
+    >>> terse.answer("62=62\\n>0\\n:62:31 2|\\n31*2=62:62\\n62=62\\n")
+    ':62:31 2|\\n31*2=62:62\\n62=62'
     """
-    reference = _REFERENCE.fullmatch(answer)
-    if reference is None:
-        return "error"
-    target, numbers = int(reference[1]), sorted(map(int, reference[2].split(" ")))
-    way = _way(response, surface)
-    if way is None:
-        return "unparsable"
-    return "correct" if way and _reaches(way, target, numbers, surface) else "wrong"
+
+    surface: Surface = FULL
+
+    def answer(self, response: str) -> str | None:
+        way = _way(response, self.surface)
+        lines = [Line("fail")] if way == [] else way or []
+        return "".join(map(self.surface.write, lines)).removesuffix("\n") or None
+
+    def __call__(self, response: str, reference: str) -> Verdict:
+        asked = _REFERENCE.fullmatch(reference)
+        if asked is None:
+            return "error"
+        target, numbers = int(asked[1]), sorted(map(int, asked[2].split(" ")))
+        way = _way(response, self.surface)
+        if way is None:
+            return "unparsable"
+        return "correct" if way and _reaches(way, target, numbers, self.surface) else "wrong"
+
+
+countdown_search = SearchVerifier()
 
 
 def _way(response: str, surface: Surface) -> list[Line] | None:

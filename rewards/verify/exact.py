@@ -11,7 +11,7 @@ NO_NUMBER = "none"
 """The empty set."""
 
 
-def exact_integers(response: str, answer: str) -> Verdict:
+class IntegersVerifier:
     """`correct` when the text after </think> is the reference, digit for digit; leading zeros and order count.
 
     Nothing may stand beside the integers, so that prose, units or a second guess are `unparsable`.
@@ -22,36 +22,58 @@ def exact_integers(response: str, answer: str) -> Verdict:
     >>> exact_integers("<think></think>51 or 52", "51")
     'unparsable'
     """
-    if not _INTEGERS.fullmatch(answer):
-        return "error"
-    text = answer_text(response)
-    if text is None or not _INTEGERS.fullmatch(text):
-        return "unparsable"
-    return "correct" if text == answer else "wrong"
+
+    def answer(self, response: str) -> str | None:
+        text = answer_text(response)
+        return text if text is not None and _INTEGERS.fullmatch(text) else None
+
+    def __call__(self, response: str, reference: str) -> Verdict:
+        return _compared(self.answer(response), reference) if _INTEGERS.fullmatch(reference) else "error"
 
 
-def exact_set(response: str, answer: str) -> Verdict:
+class SetVerifier:
     """`correct` when the text after </think> has the reference's integers, each once, in any order; `none` is the empty
-    set. `unparsable` and `error` as for `exact_integers`.
+    set. `unparsable` and `error` as for integers. The answer has the shortest ones first.
 
     >>> exact_set("<think></think>9 7", "7 9"), exact_set("<think></think>7 7 9", "7 9")
     ('correct', 'wrong')
+    >>> exact_set.answer("<think></think>10 9")
+    '9 10'
     """
-    if answer != NO_NUMBER and not _INTEGERS.fullmatch(answer):
-        return "error"
-    text = answer_text(response)
-    if text is None or not (text == NO_NUMBER or _INTEGERS.fullmatch(text)):
-        return "unparsable"
-    return "correct" if sorted(text.split(" ")) == sorted(answer.split(" ")) else "wrong"
+
+    def answer(self, response: str) -> str | None:
+        return _in_order(answer_text(response) or "")
+
+    def __call__(self, response: str, reference: str) -> Verdict:
+        wanted = _in_order(reference)
+        return "error" if wanted is None else _compared(self.answer(response), wanted)
 
 
-def exact_text(response: str, answer: str) -> Verdict:
+class TextVerifier:
     """`correct` when the text after </think> is the reference, character for character; `unparsable` without one.
 
     >>> exact_text("<think>a345A5</think>A5", "A5")
     'correct'
     """
-    text = answer_text(response)
-    if not text:
+
+    def answer(self, response: str) -> str | None:
+        return answer_text(response) or None
+
+    def __call__(self, response: str, reference: str) -> Verdict:
+        return _compared(self.answer(response), reference)
+
+
+def _in_order(numbers: str) -> str | None:
+    if numbers == NO_NUMBER:
+        return NO_NUMBER
+    words = numbers.split(" ") if _INTEGERS.fullmatch(numbers) else []
+    return " ".join(sorted(words, key=lambda word: (len(word), word))) or None
+
+
+def _compared(answer: str | None, reference: str) -> Verdict:
+    if answer is None:
         return "unparsable"
-    return "correct" if text == answer else "wrong"
+    return "correct" if answer == reference else "wrong"
+
+
+exact_integers, exact_set, exact_text = IntegersVerifier(), SetVerifier(), TextVerifier()

@@ -1,7 +1,6 @@
 """Verifies answers by Reasoning Gym's own scorers, in child processes that are killed at a deadline."""
 
 import json
-import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +26,7 @@ TAKES_ANYTHING = {
 }
 """Data sets whose scorers give 1.0 for wrong answers."""
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPEN, _CLOSE = "<answer>", "</answer>"
 
 
 class GymVerifierError(ChildError):
@@ -45,12 +44,13 @@ def extract(response: str) -> str | None:
     text = answer_text(response) if tagged else response
     if text is None or len(text) > MAX_CHARACTERS:
         return None
-    pairs = _TAGGED.findall(text)
+    pairs = [before.partition(_OPEN)[2] for before in text.split(_CLOSE)[:-1] if _OPEN in before]
     return (pairs[-1] if pairs else text).strip() or None
 
 
 class GymVerifier(ChildVerifier):
-    """Thread-safe verifier of one data set over `workers` children; `answer` is the data set's entry as JSON.
+    """Thread-safe verifier of one data set over `workers` children; a reference is the data set's entry as JSON. The
+    answer is the very text that the scorer sees.
 
     `correct`: the scorer gives `threshold` or more. `unparsable`: no answer, or one at which the scorer raised.
     `timeout`: it took over `deadline_s` seconds. `error`: two children died of it, or the entry is too long.
@@ -80,9 +80,12 @@ class GymVerifier(ChildVerifier):
         children = [Worker(deadline_s, MEMORY_BYTES, "reasoning-gym", GymVerifierError, judge) for _ in range(workers)]
         super().__init__(deadline_s, children, "reasoning-gym", GymVerifierError)
 
-    def _judge(self, response: str, answer: str, deadline_s: float) -> Verdict:
+    def answer(self, response: str) -> str | None:
+        return extract(response)
+
+    def _judge(self, response: str, reference: str, deadline_s: float) -> Verdict:
         self._check_open()
-        if not 0 < len(answer) <= MAX_ENTRY:
+        if not 0 < len(reference) <= MAX_ENTRY:
             return "error"
-        text = extract(response)
-        return "unparsable" if text is None else self._ask(text, answer, deadline_s)
+        text = self.answer(response)
+        return "unparsable" if text is None else self._ask(text, reference, deadline_s)

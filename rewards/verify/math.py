@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from rewards.verdict import Verdict
 from rewards.verify.answer import answer_text
 from rewards.verify.child import ChildError, ChildVerifier, Worker
-from rewards.verify.notation import settles, tidy, variables
+from rewards.verify.notation import one_spelling, settles, tidy, told, variables
 
 MAX_CHARACTERS = 512
 """Of one answer; the longest reference of the usual benchmarks has about 200."""
@@ -64,9 +64,11 @@ class MathVerifier(ChildVerifier):
     `unparsable`: no answer, or one that is no mathematics although the reference is.
     Raises MathVerifierError when math-verify is not installed, and after `close`.
 
+    The answer is what is judged: a plain number in lowest terms, anything else as `tidy` leaves it.
+
     >>> with MathVerifier() as verify:
-    ...     verify(r"<think></think>\\boxed{1/2}", "0.5")
-    'correct'
+    ...     verify(r"<think></think>\\boxed{1/2}", "0.5"), verify.answer(r"So \\boxed{\\dfrac12}.")
+    ('correct', '1/2')
     """
 
     def __init__(self, deadline_s: float = 5.0, workers: int = 1) -> None:
@@ -77,14 +79,23 @@ class MathVerifier(ChildVerifier):
         children = [Worker(deadline_s, MEMORY_BYTES, "math-verify", MathVerifierError) for _ in range(workers)]
         super().__init__(deadline_s, children, "math", MathVerifierError)
 
-    def _judge(self, response: str, answer: str, deadline_s: float) -> Verdict:
+    def answer(self, response: str) -> str | None:
+        found = extract(response)
+        for _ in range(MAX_CHARACTERS):  # tidied again where that shows more to do: `7..` is 7
+            again = None if found is None else extract(rf"</think>\boxed{{{one_spelling(found, MAX_CHARACTERS)}}}")
+            if again == found:
+                return found
+            found = again
+        return None
+
+    def _judge(self, response: str, reference: str, deadline_s: float) -> Verdict:
         self._check_open()
-        text, gold = tidy(extract(response) or ""), tidy(answer)
+        text, gold = self.answer(response), tidy(reference)
         if not 0 < len(gold) <= MAX_CHARACTERS:
             return "error"
-        if not text or _SEVERAL.fullmatch(text):
+        if text is None:
             return "unparsable"
-        verdict = self._ask(*variables(text, gold), deadline_s)
+        verdict = self._ask(*variables(told(text), gold), deadline_s)
         if verdict in ("timeout", "error"):
             return verdict
         right = settles(text, gold, verdict == "correct")

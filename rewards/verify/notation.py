@@ -5,6 +5,8 @@ from fractions import Fraction
 
 MAX_EXPONENT = 400
 """Of a power of ten that is still computed exactly; greater ones are left to the child process."""
+PLACES = 17
+"""After the point, as many as a float that was printed can need."""
 NEAR = Fraction(1, 100_000)
 """math-verify rounds to six decimals. Two plain numbers further apart than this part of them are different."""
 
@@ -15,7 +17,7 @@ _BARE_POINT = re.compile(r"([0-9])\.(?![0-9])")
 _MIXED = re.compile(r"(?<![0-9.,/])([0-9]+) +([0-9]+)/([0-9]+)(?![0-9.,/])")
 _NUMBER = re.compile(r"(-?)([0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
 _POWER = re.compile(r"(.*[0-9])(?:\\times|\\cdot|\*|x)10\^\{?(-?[0-9]{1,4})\}?")
-_FRACTION = re.compile(r"(-?)(?:\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}|([0-9]+)/([0-9]+))")
+_FRACTION = re.compile(r"(-?)(?:\\[dt]?frac(?:\{([0-9]+)\}|([0-9]))(?:\{([0-9]+)\}|([0-9]))|([0-9]+)/([0-9]+))")
 _BASE = re.compile(r"\(?[0-9A-Za-z]+\)?_\{?([0-9]+)\}?")
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _LONE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
@@ -30,7 +32,8 @@ def tidy(text: str) -> str:
 
     Delimiters of mathematics go; `4.5e33` (which would be 4.5 times e times 33) becomes a power of ten; `1./3`, `3 1/2`
     and `np.arcsin` their LaTeX; a percent sign (which would begin a comment) is escaped; a closing full stop goes.
-    `E_{1}` (which would be lost, because E is a constant) is a variable of another name.
+    `E_{1}` (which would be lost, because E is a constant) is a variable of another name. Fractions of every size are
+    `\frac`, white space is single blanks.
 
     >>> tidy("4.5e-33"), tidy("69$,$84"), tidy("-1./3"), tidy("3 1/2"), tidy("62.5%")
     ('4.5\\times 10^{-33}', '69 , 84', '-1/3', '3\\frac{1}{2}', '62.5\\%')
@@ -38,8 +41,10 @@ def tidy(text: str) -> str:
     text = _DELIMITERS.sub(" ", text).strip().removesuffix(".").rstrip()
     text = _INDEXED_E.sub(lambda found: r"\Xi " if found[0] == "E" else r"\xi ", text)
     text = _SCIENTIFIC.sub(lambda found: rf"{found[1]}\times 10^{{{int(found[2])}}}", text)
+    text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", _BARE_POINT.sub(r"\1", text))
-    return re.sub(r"(?<!\\)%", r"\\%", re.sub(r"\bnp\.(?=[a-z])", r"\\", text))
+    text = re.sub(r"(?<!\\)%", r"\\%", re.sub(r"\bnp\.(?=[a-z])", r"\\", text))
+    return " ".join(text.split())
 
 
 def number(text: str) -> Fraction | None:
@@ -57,11 +62,37 @@ def number(text: str) -> Fraction | None:
         small = abs(int(found[2])) <= MAX_EXPONENT
         return base * Fraction(10) ** int(found[2]) if base is not None and small else None
     if found := _FRACTION.fullmatch(text):
-        above, below = (found[2], found[3]) if found[2] else (found[4], found[5])
+        above, below = (digits for digits in found.groups()[1:] if digits)
         return None if int(below) == 0 else Fraction(int(f"{found[1]}{above}"), int(below))
     if found := _NUMBER.fullmatch(text):
         return Fraction(found[0].replace(",", ""))
     return None
+
+
+def one_spelling(text: str, most: int) -> str:
+    r"""A plain number in lowest terms where that takes at most `most` characters; any other text tidy. What has a blank
+    beside a comma is a list.
+
+    >>> [one_spelling(text, 512) for text in (r"\dfrac{2}{4}", "0.50", "1,250", "1, 250", "5e-1", "x  +1")]
+    ['1/2', '1/2', '1250', '1, 250', '1/2', 'x +1']
+    """
+    text = tidy(text)
+    value = None if ", " in text or " ," in text else number(text)
+    return text if value is None or len(str(value)) > most else str(value)
+
+
+def told(text: str) -> str:
+    """A number in lowest terms as a decimal, where at most PLACES digits after the point say all of it: decimals alone
+    are compared to six places. Any other text as it is.
+
+    >>> told("1/2"), told("-707107/500000"), told("1/3"), told("7")
+    ('0.5', '-1.414214', '1/3', '7')
+    """
+    value = number(text)
+    if value is None or value.denominator == 1 or 10**PLACES % value.denominator:
+        return text
+    whole, part = divmod(abs(value.numerator) * (10**PLACES // value.denominator), 10**PLACES)
+    return f"{'-' if value < 0 else ''}{whole}.{part:0{PLACES}d}".rstrip("0")
 
 
 def variables(answer: str, gold: str) -> tuple[str, str]:

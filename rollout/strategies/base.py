@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rollout.critical_path import measure
 from rollout.dialects.base import Dialect, Reasoning
 from rollout.engine import Engine
 from rollout.errors import UserError
@@ -24,16 +23,18 @@ class StrategyError(UserError, ValueError):
 class Question:
     """One problem, as a strategy sees it.
 
+    `answer` is the answer in a response's text, in one spelling, None where there is none (a verifier's `answer`).
     `judge` compares a response's text with the gold answer: only an oracle may call it. `split`, `merge` and `score`
     are the task's own, for strategies that decompose: problem texts of the parts; the text of the whole answer from
     those of the parts; how good a partial answer to a problem is without the gold answer, from 0 to 1.
 
-    >>> Question("p0", "a3,b1*2=", tokens.prompt("a3,b1*2="), split=lambda: ["a3*2=", "b1*2="], merge="".join)
+    >>> Question("p0", "a3*2=", tokens.prompt("a3*2="), verifier.answer)
     """
 
     id: str
     text: str
     prompt: Ids
+    answer: Callable[[str], str | None]
     judge: Callable[[str], bool] | None = None
     split: Callable[[], list[str]] | None = None
     merge: Callable[[list[str]], str] | None = None
@@ -57,13 +58,12 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of several independent responses. `response` are the ids to be judged, `()` where it did not finish; lengths
-    in tokens; `logprob` is the mean over its sampled tokens, in nats."""
+    """One of several independent responses. `response` are the ids to be judged, `()` where it did not finish; `answer`
+    is None there, and where it has none; `logprob` is the mean over its sampled tokens, in nats."""
 
     response: Ids
+    answer: str | None
     outcome: Outcome
-    l_total: int
-    l_critical: int
     logprob: float
 
 
@@ -72,13 +72,11 @@ class Solved:
     """What a strategy made of a question.
 
     `trajectory` holds every call once, so that `measure` counts the whole strategy. `response` is what is judged: a
-    finished response with its eos, as `Trajectory.root_ids` gives it; `()` where nothing finished. `samples` are all
-    independent candidates, unfinished ones included, where there are such (for pass@k and maj@k).
+    finished response with its eos, as `Trajectory.root_ids` gives it; `()` where nothing finished.
     """
 
     trajectory: Trajectory
     response: Ids
-    samples: tuple[Candidate, ...] = ()
 
 
 class FixedStrategy(Protocol):
@@ -89,17 +87,21 @@ class FixedStrategy(Protocol):
         ...
 
 
-def candidate(trajectory: Trajectory) -> Candidate:
+def finished(trajectory: Trajectory) -> Ids:
+    """What is judged of one response: what the root wrote, `()` where it did not finish."""
+    return tuple(trajectory.root_ids()) if trajectory.outcome in ("answered", "forced_answer") else ()
+
+
+def candidate(setting: Setting, question: Question, trajectory: Trajectory) -> Candidate:
     """What became of one independent trajectory."""
-    finished = trajectory.outcome in ("answered", "forced_answer")
-    lengths = measure(trajectory)
-    return Candidate(
-        tuple(trajectory.root_ids()) if finished else (),
-        trajectory.outcome,
-        lengths.l_total,
-        lengths.l_critical,
-        mean_logprob(trajectory),
-    )
+    response = finished(trajectory)
+    answer = answer_in(setting, question, response)
+    return Candidate(response, answer, trajectory.outcome, mean_logprob(trajectory))
+
+
+def answer_in(setting: Setting, question: Question, response: Ids) -> str | None:
+    """The answer of a response; None where it has none, or did not finish."""
+    return question.answer(setting.tokens.decode(response[:-1])) if response else None
 
 
 def mean_logprob(trajectory: Trajectory) -> float:

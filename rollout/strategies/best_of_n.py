@@ -36,11 +36,11 @@ class BestOfN:
         if self.options.score == "verifier_oracle" and question.judge is None:
             raise StrategyError("strategy best_of_n, score=verifier_oracle: there is no verifier; use score=logprob")
         trajectories = await sample(setting, question, self.options.samples, seed)
-        candidates = tuple(map(candidate, trajectories))
+        candidates = [candidate(setting, question, each) for each in trajectories]
         scores = [self._score(each, setting, question) for each in candidates]
-        chosen = best(setting, candidates, scores, weighted=self.options.weighted)
+        chosen = best(candidates, scores, weighted=self.options.weighted)
         response = () if chosen is None else candidates[chosen].response
-        return Solved(merge(setting, question, trajectories, chosen), response, candidates)
+        return Solved(merge(setting, question, trajectories, chosen), response)
 
     def _score(self, of: Candidate, setting: Setting, question: Question) -> float:
         if self.options.score == "logprob" or question.judge is None:
@@ -48,14 +48,10 @@ class BestOfN:
         return float(bool(of.response) and question.judge(setting.tokens.decode(of.response[:-1])))
 
 
-def best(setting: Setting, candidates: Sequence[Candidate], scores: Sequence[float], *, weighted: bool) -> int | None:
+def best(candidates: Sequence[Candidate], scores: Sequence[float], *, weighted: bool) -> int | None:
     """The finished candidate with the highest score, of equal ones the first; None when none finished. `weighted`:
     within the group of equal answers whose scores add up to most."""
-    answers = list(groups(setting.tokens, candidates).values())
-    if not answers:
-        return None
-    if weighted:
-        pool = max(answers, key=lambda group: (sum(scores[index] for index in group), -group[0]))
-    else:
-        pool = [index for group in answers for index in group]
-    return max(pool, key=lambda index: (scores[index], -index))
+    pool = [index for index, each in enumerate(candidates) if each.response]
+    if weighted and pool:
+        pool = max(groups(candidates), key=lambda group: (sum(scores[index] for index in group), -group[0]))
+    return max(pool, key=lambda index: (scores[index], -index), default=None)

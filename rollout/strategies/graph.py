@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
-from rollout.strategies.answers import answer_text
 from rollout.strategies.base import (
     Candidate,
     Ids,
@@ -23,12 +22,15 @@ from rollout.trajectory import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One response: what became of it, its answer's text (None where it did not finish), and the segments that were
-    the last of it."""
+    """One response: what became of it, and the segments that were the last of it."""
 
     candidate: Candidate
-    answer: str | None
     ends: tuple[int, ...]
+
+    @property
+    def answer(self) -> str | None:
+        """As later prompts show it; None where there is none."""
+        return self.candidate.answer
 
 
 class Graph:
@@ -51,8 +53,7 @@ class Graph:
             at = self.record.graft(each, (block, number), after)
             above = {parent for segment in each.segments for parent in segment.parents}
             ends = tuple(at[index] for index in range(len(each.segments)) if index not in above)
-            said = candidate(each)
-            replies.append(Reply(said, self.answer(said.response) if said.response else None, ends))
+            replies.append(Reply(candidate(self.setting, self.question, each), ends))
         return replies
 
     def write(self, answer: str, after: Sequence[int]) -> tuple[Ids, tuple[int, ...]]:
@@ -60,13 +61,14 @@ class Graph:
         ids = client_answer(self.setting.dialect, self.setting.tokens, answer)
         return ids, (self.record.add("forced", ids, after, ()),)
 
-    def answer(self, response: Ids) -> str:
-        """The text of a finished response's answer."""
-        return answer_text(self.setting.tokens.decode(response[:-1]))
+    def said(self, reply: Reply) -> str:
+        """What a finished response says after its reasoning."""
+        whole = self.setting.tokens.decode(reply.candidate.response[:-1])
+        return whole.rpartition("</think>")[2].strip()
 
     def score(self, problem: str, reply: Reply) -> float:
         """The task's score of this answer to `problem`, else the geometric mean of its tokens' probabilities; below all
-        others for a response that did not finish."""
+        others for a response without an answer."""
         if reply.answer is None:
             return float("-inf")
         return (
@@ -74,7 +76,7 @@ class Graph:
         )
 
     def best(self, problem: str, replies: Sequence[Reply]) -> Reply | None:
-        """The finished one with the highest score, of equal ones the first; None without any."""
+        """The one with the highest score, of equal ones the first; None where none has an answer."""
         found = max(replies, key=lambda reply: self.score(problem, reply), default=None)
         return None if found is None or found.answer is None else found
 

@@ -48,14 +48,14 @@ class Rounds:
         widths = options.widths or (options.population,) * options.rounds
         replies = await graph.ask([question.text] * widths[0], mix(seed, 0))
         for number, width in enumerate(widths[1:], start=1):
-            finished = [reply for reply in replies if reply.answer is not None]
+            finished = [reply for reply in replies if reply.candidate.response]
             if not finished:
                 break
             draws = [Random(mix(seed, number, i)) for i in range(width)]
             shown = [draw.sample(finished, min(options.subset, len(finished))) for draw in draws]
             texts = [self._prompt(graph, each) for each in shown]
             replies = await graph.ask(texts, mix(seed, number), ends_of(replies))
-        chosen = majority(setting.tokens, [reply.candidate for reply in replies])
+        chosen = majority([reply.candidate for reply in replies])
         if chosen is None:
             return graph.unsolved("round without an answer")
         return graph.solved(replies[chosen].candidate.response, replies[chosen].candidate.outcome)
@@ -65,6 +65,6 @@ class Rounds:
         lines: list[str] = []
         for number, reply in enumerate(shown, start=1):
             whole = graph.setting.tokens.decode(reply.candidate.response[:-1])
-            text = whole if self.options.shows == "response" else whole.rpartition("</think>")[2].strip()
+            text = whole if self.options.shows == "response" else graph.said(reply)
             lines += [filled(self.options.candidate_template, number=str(number)), text]
         return filled(self.options.template, problem=graph.question.text, candidates="\n".join(lines))

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rollout.strategies.answers import answer_text
 from rollout.strategies.base import Candidate, Question, Setting, Solved, StrategyError, candidate
 from rollout.strategies.merge import merge
 from rollout.strategies.sampling import sample
-from rollout.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,32 +21,33 @@ class SelfConsistencyOptions:
 
 
 class SelfConsistency:
-    """Unfinished responses have no vote."""
+    """Unfinished responses have no vote, nor has one without an answer, unless all are."""
 
     def __init__(self, options: SelfConsistencyOptions) -> None:
         self.options = options
 
     async def solve(self, setting: Setting, question: Question, seed: int) -> Solved:
         trajectories = await sample(setting, question, self.options.samples, seed)
-        candidates = tuple(map(candidate, trajectories))
-        chosen = majority(setting.tokens, candidates)
+        candidates = [candidate(setting, question, each) for each in trajectories]
+        chosen = majority(candidates)
         response = () if chosen is None else candidates[chosen].response
-        return Solved(merge(setting, question, trajectories, chosen), response, candidates)
+        return Solved(merge(setting, question, trajectories, chosen), response)
 
 
-def groups(tokens: Tokens, candidates: Sequence[Candidate]) -> dict[str, list[int]]:
-    """Finished candidates by the text of their answer, as indices; both in the order of the candidates."""
-    found: dict[str, list[int]] = {}
+def groups(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Finished candidates with one answer, as indices; both in the order of the candidates. Those without an answer are
+    one group where no candidate has any, else none."""
+    found: dict[str | None, list[int]] = {}
     for index, each in enumerate(candidates):
         if each.response:
-            found.setdefault(answer_text(tokens.decode(each.response[:-1])), []).append(index)
-    return found
+            found.setdefault(each.answer, []).append(index)
+    return [group for answer, group in found.items() if answer is not None or len(found) == 1]
 
 
-def majority(tokens: Tokens, candidates: Sequence[Candidate]) -> int | None:
+def majority(candidates: Sequence[Candidate]) -> int | None:
     """The likeliest candidate of the largest group; None when none finished. Of groups of one size the one wins whose
     mean log-probs are higher on average; of equal ones, the first sampled. The same vote as maj@k."""
-    found = list(groups(tokens, candidates).values())
+    found = groups(candidates)
     if not found:
         return None
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rollout.strategies.base import Question, Setting, Solved, candidate
+from rollout.strategies.base import Question, Setting, Solved, finished
 from rollout.strategies.sampling import respond
 
 
@@ -12,12 +12,11 @@ class SingleOptions:
 
 
 class Single:
-    """What every strategy is compared with. The seed is the trajectory's own."""
+    """What is trained, and what every strategy is compared with. The seed is the trajectory's own."""
 
-    def __init__(self, options: SingleOptions) -> None:
+    def __init__(self, options: SingleOptions = SingleOptions()) -> None:
         self.options = options
 
     async def solve(self, setting: Setting, question: Question, seed: int) -> Solved:
         trajectory = await respond(setting, question, question.prompt, seed)
-        only = candidate(trajectory)
-        return Solved(trajectory, only.response, (only,))
+        return Solved(trajectory, finished(trajectory))

@@ -50,21 +50,23 @@ class SkeletonOfThought:
         else:
             slots = {"problem": question.text, "least": str(options.least), "most": str(options.most)}
             (skeleton,) = await graph.ask([filled(options.skeleton_template, **slots)], mix(seed, 0))
-            if skeleton.answer is None:
+            if not skeleton.candidate.response:
                 return graph.unsolved("skeleton did not finish", skeleton.candidate.outcome)
-            texts, after = self._points(graph, setting.tokens.decode(skeleton.candidate.response[:-1])), skeleton.ends
+            texts, after = self._points(graph, graph.said(skeleton)), skeleton.ends
             if not texts:
                 return graph.unsolved("skeleton without points", "malformed")
         replies = await graph.ask(texts, mix(seed, 1), after)
-        answers = [reply.answer for reply in replies if reply.answer is not None]
+        if options.skeleton == "task":
+            answers = [reply.answer for reply in replies if reply.answer is not None]
+        else:  # a point is prose
+            answers = [graph.said(reply) for reply in replies if reply.candidate.response]
         if len(answers) < len(replies):
             return graph.unsolved("part without an answer")
         response, _ = graph.write(self._whole(question, answers), ends_of(replies))
         return graph.solved(response, "answered")
 
-    def _points(self, graph: Graph, response: str) -> list[str]:
+    def _points(self, graph: Graph, skeleton: str) -> list[str]:
         """The prompts of the points that a skeleton lists, at most `most`."""
-        skeleton = response.rpartition("</think>")[2].strip()
         points = _POINT.findall(skeleton)[: self.options.most]
         slots = {"problem": graph.question.text, "skeleton": skeleton}
         return [

@@ -12,7 +12,7 @@ import numpy as np
 from rollout.engines.calls import together
 from rollout.errors import shortened
 from rollout.seeds import mix
-from rollout.strategies.base import Candidate, Ids, Question, Setting, Solved, StrategyError
+from rollout.strategies.base import Candidate, Ids, Question, Setting, Solved, StrategyError, answer_in
 from rollout.strategies.merge import Name
 from rollout.strategies.self_consistency import majority
 from rollout.strategies.writing import Separator, State, Writer
@@ -109,7 +109,7 @@ class TreeSearch:
             new = tuple(after.last for before, after in zip(states, grown, strict=True) if after.last != before.last)
             barrier = new or barrier  # each new one waited for all of the old
             told, number = told + len(trials), number + 1
-        return writer.solved(self._chosen(setting, list(ends.values())))
+        return writer.solved(self._chosen(setting, question, list(ends.values())))
 
     async def _extend(
         self, writer: Writer, state: State, stops: Ids, name: Name, seed: int, after: tuple[int, ...]
@@ -132,12 +132,15 @@ class TreeSearch:
             return exp(state.logprob)
         return float(judge(writer.setting.tokens.decode(state.ids[:-1])))
 
-    def _chosen(self, setting: Setting, ends: list[tuple[State, float]]) -> State | None:
+    def _chosen(self, setting: Setting, question: Question, ends: list[tuple[State, float]]) -> State | None:
         """Of equal ones the first sampled; None when nothing finished."""
         if self.options.answer == "score":
             return max(ends, key=lambda end: end[1], default=(None, 0.0))[0]
-        votes = [Candidate(state.ids, state.ended or "truncated", 0, 0, state.logprob) for state, _ in ends]
-        chosen = majority(setting.tokens, votes)
+        votes = [
+            Candidate(state.ids, answer_in(setting, question, state.ids), state.ended or "truncated", state.logprob)
+            for state, _ in ends
+        ]
+        chosen = majority(votes)
         return None if chosen is None else ends[chosen][0]
 
 

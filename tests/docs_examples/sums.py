@@ -29,7 +29,7 @@ class Sums:
 
     name = "sums"
     forms: tuple[Form, ...] = ("sequential", "parallel")
-    verifier: Verifier = staticmethod(exact_integers)
+    verifier: Verifier = exact_integers
 
     def __init__(self, options: SumsOptions) -> None:
         self.options = options
