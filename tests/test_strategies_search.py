@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,28 @@ from rollout.strategies.tree_of_thoughts import value_of, vote_of
 from rollout.strategies.writing import Separator, forbidden
 
 SEEDS = range(6)
+
+
+LINES = {"p=": "\n", "p=\n": "\n", "p=\n\n": "a\n", "p=\n\na\n": "7<|eos|>"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tree_of_thoughts", {"steps": 2, "branch": 1, "keep": 1, "value": "logprob"}),
+        ("mcts", {"samples": 2, "depth": 2, "samples_per_node": 1}),
+    ],
+)
+def test_blank_lines_use_up_no_thought(name: str, options: dict[str, Any]) -> None:
+    """Language models write a blank line between paragraphs: a thought of its own each, half of the search would be."""
+    if name == "mcts" and find_spec("treequest") is None:
+        pytest.skip("treequest is not installed")
+    found, engine = solve(name, options, says(lambda context, _: LINES[context]), asked=question("p="))
+    assert TOKENS.decode(found.response) == "\n\na\n7<|eos|>"
+    assert [len(sampling.stop_ids) > 1 for _, sampling, _ in engine.sent] == [True, True, True, False]
+    assert measure(found.trajectory).l_critical == engine.clock == 6
+    seeds = [sampling.seed for _, sampling, _ in engine.sent]
+    assert len(set(seeds)) == 4
 
 
 # Tree of thoughts

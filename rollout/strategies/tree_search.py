@@ -119,7 +119,7 @@ class TreeSearch:
             writer.record.note("strategy/ended node chosen again")
             return state
         options: SearchOptions = self.options
-        if len(state.context) >= options.depth:  # the prompt, and a segment for each thought
+        if state.thoughts + 1 >= options.depth:
             return await writer.think(state, name, seed, after)
         return await writer.think(state, name, seed, after, stops=stops, most=options.thought_tokens)
 

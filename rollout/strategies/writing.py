@@ -18,12 +18,13 @@ NO_ROOM = "strategy/prompt does not fit"
 @dataclass(frozen=True, slots=True)
 class State:
     """A response as far as it is written: the segments that its next call reads, the prompt first; its ids and the
-    log-probs of those that were sampled; how it ended, None while it goes on."""
+    log-probs of those that were sampled; how it ended, None while it goes on; of how many whole thoughts it is."""
 
     context: tuple[int, ...]
     ids: Ids = ()
     logprobs: tuple[float, ...] = ()
     ended: Outcome | None = None
+    thoughts: int = 0
 
     @property
     def last(self) -> int:
@@ -62,18 +63,25 @@ class Writer:
         most: int | None = None,
     ) -> State:
         """Goes on with an open response, as thread `name`, when the segments `after` are there too: to the end, to one
-        of `stops`, or for `most` tokens. Out of budget, the client closes the reasoning and lets the model answer."""
-        room = self._room(state) - self._reserve()
-        size = room if most is None else min(room, most)
-        if size < 1:
-            return await self._force_answer(state, name, seed, after)
-        done = await self._complete(state.context, size, (*stops, self.eos), seed, name)
-        final = done.ids[-1] == self.eos
-        out = not final and done.finish == "length" and size == room
-        wrote = self._grown(state, done, name, after, "final" if final else "truncated" if out else "kept")
-        if final:
-            return replace(wrote, ended="answered")
-        return await self._force_answer(wrote, name, seed) if out else wrote
+        of `stops`, or for `most` tokens. Out of budget, the client closes the reasoning and lets the model answer.
+
+        A blank line is no thought, though it ends with one of `stops`: what follows belongs to it."""
+        while True:
+            room = self._room(state) - self._reserve()
+            size = room if most is None else min(room, most)
+            if size < 1:
+                return await self._force_answer(state, name, seed, after)
+            done = await self._complete(state.context, size, (*stops, self.eos), seed, name)
+            final = done.ids[-1] == self.eos
+            out = not final and done.finish == "length" and size == room
+            state = self._grown(state, done, name, after, "final" if final else "truncated" if out else "kept")
+            if final:
+                return replace(state, ended="answered")
+            if out:
+                return await self._force_answer(state, name, seed)
+            if not stops or self.text(done.ids).strip():
+                return replace(state, thoughts=state.thoughts + 1)
+            seed, after = mix(seed, 2), ()
 
     async def ask(self, text: str, name: Name, seed: int, after: Sequence[int], most: int) -> tuple[str, int | None]:
         """What the model says to a prompt of its own that could be written when `after` was there, its reasoning left
@@ -118,7 +126,7 @@ class Writer:
         new = self.record.add("sampled", done.ids, (state.last, *after), name, done.logprobs)
         self.record.call(state.context, new, event)
         ids, logprobs = (*state.ids, *done.ids), (*state.logprobs, *done.logprobs)
-        return State((*state.context, new), ids, logprobs)
+        return replace(state, context=(*state.context, new), ids=ids, logprobs=logprobs)
 
     async def _force_answer(self, state: State, name: Name, seed: int, after: Sequence[int] = ()) -> State:
         """Closes the reasoning of a response that is out of budget, and samples its answer with what was kept back."""
@@ -131,7 +139,7 @@ class Writer:
             return replace(state, ended="truncated")
         if forced:
             new = self.record.add("forced", forced, (state.last, *after), name)
-            state = State((*state.context, new), (*state.ids, *forced), state.logprobs)
+            state = replace(state, context=(*state.context, new), ids=(*state.ids, *forced))
             after = ()
         done = await self._complete(state.context, room, (self.eos,), mix(seed, 1), name)
         ended = done.finish == "stop"
