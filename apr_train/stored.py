@@ -22,7 +22,8 @@ def line_of(
     step: int, scored: Scored, reward: float, advantage: float, terms: Mapping[str, float] | None = None
 ) -> str:
     """One line: step, reward (null when not judged), advantage of the root, verdict, flaw, trajectory; with `terms`
-    also the reward's summands by name, without those that were not judged."""
+    also the reward's summands by name, without those that were not judged; where the task judged threads, also their
+    verdicts, as {"0.1": 1.0} for thread (0, 1)."""
     head: dict[str, Any] = {
         "step": step,
         "reward": None if math.isnan(reward) else reward,
@@ -32,6 +33,8 @@ def line_of(
     }
     if terms is not None:
         head["terms"] = {name: value for name, value in terms.items() if not math.isnan(value)}
+    if scored.thread_verdicts:
+        head["threads"] = {".".join(map(str, name)): value for name, value in scored.thread_verdicts.items()}
     return json.dumps({**head, "trajectory": json.loads(scored.trajectory.to_json())}, separators=(",", ":")) + "\n"
 
 
@@ -40,7 +43,8 @@ def read_groups(files: Sequence[Path]) -> list[tuple[int, Group]]:
     found: dict[tuple[int, str], list[Scored]] = {}
     for each in read_recorded(files):
         trajectory = each.trajectory
-        scored = Scored(trajectory, measure(trajectory), cast(Verdict, each.verdict), each.flaw)
+        verdict = cast(Verdict, each.verdict)
+        scored = Scored(trajectory, measure(trajectory), verdict, each.flaw, thread_verdicts=each.thread_verdicts)
         found.setdefault((each.step, trajectory.problem_id), []).append(scored)
     return [(step, Group(tuple(members))) for (step, _), members in found.items()]
 
@@ -70,6 +74,7 @@ def _read(line: str, where: str) -> Recorded:
         if not (flaw is None or isinstance(flaw, str)):
             raise TypeError(f"flaw {flaw!r} is no text")
         terms = {name: _number(value) for name, value in raw.get("terms", {}).items()}
+        threads = {_name(name): _share(value) for name, value in raw.get("threads", {}).items()}
         told = [None if own is None else [_number(value) for value in own] for own in raw.get("trainer_logprobs") or ()]
         reward, advantage = (None if raw.get(name) is None else _number(raw[name]) for name in ("reward", "advantage"))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -78,7 +83,20 @@ def _read(line: str, where: str) -> Recorded:
         raise StoredError(f"{where} is no recorded rollout ({why})") from error
     if verdict not in get_args(Verdict):
         raise StoredError(f"{where}: verdict {verdict!r} is none of {', '.join(get_args(Verdict))}")
-    return Recorded(step, trajectory, verdict, reward, advantage, flaw, terms, told or None)
+    return Recorded(step, trajectory, verdict, reward, advantage, flaw, terms, told or None, threads)
+
+
+def _name(text: str) -> tuple[int, ...]:
+    """Of a thread. ValueError for what is none."""
+    return tuple(int(number) for number in text.split("."))
+
+
+def _share(value: Any) -> float:
+    """TypeError, OverflowError or ValueError for what is no number from 0 to 1."""
+    number = _number(value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"a thread's verdict {number} is not 0 to 1")
+    return number
 
 
 def _number(value: Any) -> float:
