@@ -124,13 +124,14 @@ class Rollouts:
         """Of the threads that closed themselves. Raises TaskError for a verdict that is none."""
         tasks = self.dialect.tasks(scored.trajectory)
         found: dict[Name, float] = {}
-        for name, thread in scored.threads.items():
-            said = self.tokens.decode(self.dialect.said(thread.sampled)) if thread.finished else ""
-            success = judge.thread_success(problem, tasks.get(name, ""), said) if thread.finished else None
-            if success is not None and not 0.0 <= success <= 1.0:
+        for thread in (thread for thread in scored.threads.values() if thread.finished):
+            said = self.tokens.decode(self.dialect.said(thread.sampled))
+            success = judge.thread_success(problem, tasks.get(thread.name, ""), said)
+            if success is None:
+                continue
+            if not 0.0 <= success <= 1.0:
                 raise TaskError(f"problem {problem.id}: thread_success is {success!r}, not 0 to 1 or None")
-            if success is not None:
-                found[name] = float(success)
+            found[thread.name] = float(success)
         return found
 
     def _question(self, problem: Problem) -> Question:
