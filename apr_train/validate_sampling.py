@@ -35,9 +35,8 @@ def check_strategy(config: Config) -> None:
     grammar = grammar_of(config)
     _need(
         join_of(config) == "transcript" and grammar is not None and not grammar.nests and not grammar.trial,
-        f"strategy={strategy.name} samples the threads of a block together, which then are read as one text; "
-        f"{config.dialect.name} with join {join_of(config)} does otherwise, or its threads fork or race: take "
-        "dialect=threadweaver or parathinker with dialect.join=transcript",
+        f"strategy={strategy.name} needs a join that reads a block as text, and threads that neither fork nor race, "
+        f"not {config.dialect.name} with join {join_of(config)}: take dialect=threadweaver or parathinker",
     )
     _need(
         strategy.name != "group_think" or strategy.stride is not None or (grammar is not None and grammar.begins),

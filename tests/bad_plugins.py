@@ -138,9 +138,8 @@ CASES = [
         "threads in lockstep that fork",
         "strategy=group_think dialect=multiverse dialect.join=transcript",
         (
-            "strategy=group_think samples the threads of a block together, which then are read as one text; multiverse "
-            "with join transcript does otherwise, or its threads fork or race: take dialect=threadweaver or "
-            "parathinker with dialect.join=transcript"
+            "strategy=group_think needs a join that reads a block as text, and threads that neither fork nor race, not "
+            "multiverse with join transcript: take dialect=threadweaver or parathinker"
         ),
     ),
     case(
