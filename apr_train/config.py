@@ -115,7 +115,8 @@ class StrategyConfig:
     hogwild (the same, over one shared cache in which every reader has its own positions; sampling only) | in_order (one
     after the other, each sees those before it; evaluations only)"""
     stride: int | None = None
-    """group_think: how many positions apart threads start; null is as far as the longest of them may get."""
+    """group_think: how many positions apart threads start; null is as far as the longest of them may get, for dialects
+    of one block only: all blocks of a trajectory have one stride."""
     forks: bool = True
     """False, in evaluations: the tags that fork are never sampled."""
     search: str = "single"

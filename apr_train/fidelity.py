@@ -79,11 +79,14 @@ def dense_view(trajectory: Trajectory, index: int) -> tuple[Tensor, Tensor, Tens
 
     siblings = [] if flat or trajectory.attention != "synchronous" else lockstep(trajectory, call.sampled)
     order = [*whole, *(s for s in siblings if s not in whole)]
+    text = whole if flat else [s for s in whole if siblings and s not in siblings]  # what is read as flat ids
     tokens = [(s, k) for s in order for k in range(len(segments[s].ids))]
     place = {token: at for at, token in enumerate(tokens)}
 
     @cache
     def start(s: int) -> int:
+        if s in text:
+            return sum(len(segments[p].ids) for p in text[: text.index(s)])
         begin = max((start(p) + len(segments[p].ids) for p in segments[s].parents), default=0)
         thread = segments[s].thread
         enters = bool(thread) and all(segments[p].thread != thread for p in segments[s].parents)
@@ -92,13 +95,13 @@ def dense_view(trajectory: Trajectory, index: int) -> tuple[Tensor, Tensor, Tens
     def sees(a: tuple[int, int], b: tuple[int, int]) -> bool:
         if a[0] == b[0]:
             return b[1] <= a[1]
-        if flat:
-            return order.index(b[0]) < order.index(a[0])
+        if b[0] in text:
+            return a[0] not in text or text.index(b[0]) < text.index(a[0])
         lock = a[0] in siblings and segments[a[0]].origin == "sampled" and b[0] in siblings
         return b[0] in above(a[0]) or (lock and (segments[b[0]].origin == "forced" or b[1] < a[1]))
 
     mask = torch.tensor([[sees(a, b) for b in tokens] for a in tokens])
-    positions = torch.tensor([place[s, k] if flat else start(s) + k for s, k in tokens])
+    positions = torch.tensor([start(s) + k for s, k in tokens])
     last = [s for s in call.context if segments[s].ids][-1]
     count = len(segments[call.sampled].ids)
     at = [place[last, len(segments[last].ids) - 1], *(place[call.sampled, k] for k in range(count - 1))]

@@ -18,7 +18,7 @@ NAN = math.nan
 def trajectory_metrics(scored: Scored) -> dict[str, float]:
     """Same keys for every trajectory; NaN where a figure does not apply. Shares (`stop/`, `verify/`) each sum to 1."""
     lengths, trajectory = scored.lengths, scored.trajectory
-    judged = scored.judged
+    judged, verdicts = scored.judged, scored.thread_verdicts.values()
     return {
         "reward/accuracy": float(scored.verdict == "correct") if judged else NAN,
         "tree/l_critical": float(lengths.l_critical),
@@ -33,6 +33,7 @@ def trajectory_metrics(scored: Scored) -> dict[str, float]:
         "tree/strict_format": float(scored.flaw is None),
         "tree/threads_cut": float(trajectory.notes.get("thread/forced close", 0)),
         "tree/threads_ended_by_eos": float(trajectory.notes.get("thread/eos", 0)),
+        "tree/threads_right": sum(verdicts) / len(verdicts) if verdicts else NAN,
         "tree/forks_without_room": float(trajectory.notes.get("fork/no room", 0)),
         **{f"stop/{name}": float(trajectory.outcome == name) for name in get_args(Outcome)},
         **{f"verify/{name}": float(scored.verdict == name) for name in get_args(Verdict)},

@@ -9,8 +9,8 @@ from torch import Tensor
 from apr_train.config import Config, RolloutConfig
 from apr_train.deadlines import Deadlines
 from apr_train.lifecycle import watched
-from apr_train.tasks.base import Problem, Rating, Splittable
-from rewards.scored import Scored
+from apr_train.tasks.base import JudgesThreads, Problem, Rating, Splittable, TaskError
+from rewards.scored import Name, Scored
 from rewards.verdict import BatchVerifier, Verdict, Verifier
 from rollout.critical_path import measure
 from rollout.dialects.base import Dialect
@@ -75,6 +75,8 @@ class Rollouts:
     """Calls that were answered before the engine died; `revival` keeps it."""
     parts: Splittable | None = None
     """The task, where it can take its problems apart."""
+    judge: JudgesThreads | None = None
+    """The task, where it can judge single threads."""
     search: FixedStrategy = field(default_factory=Single)
     """What is made of several samples, in an evaluation."""
 
@@ -111,12 +113,30 @@ class Rollouts:
         solved = [each for each in found if each is not None]
         with self.deadlines("verify"):
             verdicts = self._verdicts(solved, problems)
-        return [self._scored(each, verdict) for each, verdict in zip(solved, verdicts, strict=True)]
+            return [self._scored(*each) for each in zip(solved, verdicts, problems, strict=True)]
 
-    def _scored(self, solved: Solved, verdict: Verdict) -> Scored:
+    def _scored(self, solved: Solved, verdict: Verdict, problem: Problem) -> Scored:
         """A search's trajectory holds several responses, which no grammar describes as a whole."""
-        flaw = self.dialect.check(solved.trajectory) if not self.searched else None
-        return Scored(solved.trajectory, measure(solved.trajectory), verdict, flaw, solved.response)
+        trajectory, response = solved.trajectory, solved.response
+        flaw = None if self.searched else self.dialect.check(trajectory)
+        scored = Scored(trajectory, measure(trajectory), verdict, flaw, response)
+        if self.judge is None or self.searched or not scored.threads:
+            return scored
+        return replace(scored, thread_verdicts=self._thread_verdicts(self.judge, scored, problem))
+
+    def _thread_verdicts(self, judge: JudgesThreads, scored: Scored, problem: Problem) -> dict[Name, float]:
+        """Of the threads that closed themselves. Raises TaskError for a verdict that is none."""
+        tasks = self.dialect.tasks(scored.trajectory)
+        found: dict[Name, float] = {}
+        for thread in (thread for thread in scored.threads.values() if thread.finished):
+            said = self.tokens.decode(self.dialect.said(thread.sampled))
+            success = judge.thread_success(problem, tasks.get(thread.name, ""), said)
+            if success is None:
+                continue
+            if not 0.0 <= success <= 1.0:
+                raise TaskError(f"problem {problem.id}: thread_success is {success!r}, not 0 to 1 or None")
+            found[thread.name] = float(success)
+        return found
 
     def _question(self, problem: Problem) -> Question:
         def judge(response: str) -> bool:

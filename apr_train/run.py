@@ -43,7 +43,7 @@ from apr_train.sft import demonstration_rows, train_sft
 from apr_train.step_record import OnRollouts
 from apr_train.stored import line_of
 from apr_train.tasks import make_task
-from apr_train.tasks.base import Splittable, Task
+from apr_train.tasks.base import JudgesThreads, Splittable, Task
 from apr_train.weight_sync import fingerprint, save_model
 from rewards.build import make_reward
 from rewards.verdict import BatchVerifier
@@ -178,6 +178,7 @@ def open_parts(
             *(sampler, dialect, tokens, task.verifier, budget, strategy, stop, deadlines),
             restarts=restarts,
             parts=task if isinstance(task, Splittable) else None,
+            judge=task if isinstance(task, JudgesThreads) else None,
         )
         yield Parts(config, folder, world, task, rollouts, log, problems, flag)
 

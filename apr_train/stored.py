@@ -24,16 +24,19 @@ def recorded(
     reward: float = math.nan,
     advantage: float | None = None,
     terms: Mapping[str, float] | None = None,
-    trainer_logprobs: Sequence[Sequence[float] | None] | None = None,
 ) -> Recorded:
     """What is recorded of a scored trajectory. NaN, as reward or as term, is what was not judged."""
     judged = {name: value for name, value in (terms or {}).items() if not math.isnan(value)}
     known = None if math.isnan(reward) else reward
-    return Recorded(step, scored.trajectory, scored.verdict, known, advantage, scored.flaw, judged, trainer_logprobs)
+    return Recorded(
+        *(step, scored.trajectory, scored.verdict, known, advantage, scored.flaw, judged),
+        thread_verdicts=scored.thread_verdicts,
+    )
 
 
 def line_of(one: Recorded) -> str:
-    """One line: all of it by name, null or nothing for what was not recorded."""
+    """One line: all of it by name, null or nothing for what was not recorded; verdicts of threads as {"0.1": 1.0} for
+    thread (0, 1)."""
     head: dict[str, Any] = {
         "step": one.step,
         "reward": one.reward,
@@ -43,6 +46,8 @@ def line_of(one: Recorded) -> str:
     }
     if one.terms:
         head["terms"] = dict(one.terms)
+    if one.thread_verdicts:
+        head["threads"] = {".".join(map(str, name)): value for name, value in one.thread_verdicts.items()}
     if one.trainer_logprobs is not None:
         # Nine digits are all that a float32 holds.
         head["trainer_logprobs"] = [own and [float(f"{value:.9g}") for value in own] for own in one.trainer_logprobs]
@@ -54,7 +59,8 @@ def read_groups(files: Sequence[Path]) -> list[tuple[int, Group]]:
     found: dict[tuple[int, str], list[Scored]] = {}
     for each in read_recorded(files):
         trajectory = each.trajectory
-        scored = Scored(trajectory, measure(trajectory), cast(Verdict, each.verdict), each.flaw)
+        verdict = cast(Verdict, each.verdict)
+        scored = Scored(trajectory, measure(trajectory), verdict, each.flaw, thread_verdicts=each.thread_verdicts)
         found.setdefault((each.step, trajectory.problem_id), []).append(scored)
     return [(step, Group(tuple(members))) for (step, _), members in found.items()]
 
@@ -84,6 +90,7 @@ def _read(line: str, where: str) -> Recorded:
         if not (flaw is None or isinstance(flaw, str)):
             raise TypeError(f"flaw {flaw!r} is no text")
         terms = {name: _number(value) for name, value in raw.get("terms", {}).items()}
+        threads = {_name(name): _share(value) for name, value in raw.get("threads", {}).items()}
         told = [None if own is None else [_number(value) for value in own] for own in raw.get("trainer_logprobs") or ()]
         reward, advantage = (None if raw.get(name) is None else _number(raw[name]) for name in ("reward", "advantage"))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -92,7 +99,20 @@ def _read(line: str, where: str) -> Recorded:
         raise StoredError(f"{where} is no recorded rollout ({why})") from error
     if verdict not in get_args(Verdict):
         raise StoredError(f"{where}: verdict {verdict!r} is none of {', '.join(get_args(Verdict))}")
-    return Recorded(step, trajectory, verdict, reward, advantage, flaw, terms, told or None)
+    return Recorded(step, trajectory, verdict, reward, advantage, flaw, terms, told or None, threads)
+
+
+def _name(text: str) -> tuple[int, ...]:
+    """Of a thread. ValueError for what is none."""
+    return tuple(int(number) for number in text.split("."))
+
+
+def _share(value: Any) -> float:
+    """TypeError, OverflowError or ValueError for what is no number from 0 to 1."""
+    number = _number(value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"a thread's verdict {number} is not 0 to 1")
+    return number
 
 
 def _number(value: Any) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from apr_train.config import PUBLIC_MASKS, AlgorithmConfig, Config, ConfigError, ModelConfig
 from apr_train.sampler import join_of
-from apr_train.validate_sampling import check_rollout, check_servers, check_strategy, check_waits
+from apr_train.validate_sampling import check_rollout, check_servers, check_strategy, check_waits, grammar_of
 from apr_train.values import check_values
 from apr_train.values import need as _need
 from rewards.build import make_reward
@@ -218,12 +218,8 @@ def _check_dialect(config: Config) -> None:
 
 def _most_threads(config: Config) -> int:
     """The most threads that a block may have: the dialect's fixed number, or what the client grants."""
-    from rollout.dialects import dialect_class
-    from rollout.dialects.tagged import Tagged
-
-    cls: Any = dialect_class(config.dialect.name)
-    fixed = cls.grammar(cls.read_options(config.dialect.options)).threads if issubclass(cls, Tagged) else None
-    return fixed or config.rollout.max_threads
+    grammar = grammar_of(config)
+    return (grammar and grammar.threads) or config.rollout.max_threads
 
 
 def _check_vectors(config: Config, join: str, joins: Sequence[str]) -> None:

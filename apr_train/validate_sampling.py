@@ -1,11 +1,24 @@
 """What a configuration may ask of its sampler: strategy, budgets, servers, and how long ranks wait for it."""
 
 import math
+from typing import TYPE_CHECKING, Any
 
 from apr_train.config import Config, ModelConfig, RolloutConfig
 from apr_train.sampler import join_of
 from apr_train.values import check_url
 from apr_train.values import need as _need
+
+if TYPE_CHECKING:
+    from rollout.dialects.tagged import Grammar
+
+
+def grammar_of(config: Config) -> "Grammar | None":
+    """Of a dialect that is its tags; None for the others."""
+    from rollout.dialects import dialect_class  # here: it takes seconds, which a misspelt key need not wait for
+    from rollout.dialects.tagged import Tagged
+
+    cls: Any = dialect_class(config.dialect.name)
+    return cls.grammar(cls.read_options(config.dialect.options)) if issubclass(cls, Tagged) else None
 
 
 def check_strategy(config: Config) -> None:
@@ -19,10 +32,16 @@ def check_strategy(config: Config) -> None:
         )
     if strategy.name in ("fork_join", "in_order"):
         return
+    grammar = grammar_of(config)
     _need(
-        config.dialect.name == "parathinker" and config.dialect.join in (None, "transcript"),
-        f"strategy={strategy.name} runs all threads from the prompt on, as dialect=parathinker has them with "
-        f"dialect.join=transcript; {config.dialect.name} forks elsewhere",
+        join_of(config) == "transcript" and grammar is not None and not grammar.nests and not grammar.trial,
+        f"strategy={strategy.name} needs a join that reads a block as text, and threads that neither fork nor race, "
+        f"not {config.dialect.name} with join {join_of(config)}: take dialect=threadweaver or parathinker",
+    )
+    _need(
+        strategy.name != "group_think" or strategy.stride is not None or (grammar is not None and grammar.begins),
+        f"strategy=group_think needs strategy.stride with dialect {config.dialect.name}, which may fork again: all "
+        "blocks have one, as far as a thread may get (rollout.max_thread_tokens and its header)",
     )
     _need(
         not config.dialect.options.get("first_finish"),

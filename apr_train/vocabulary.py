@@ -103,6 +103,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("tree/strict_format", "share", "Trajectories that the strict grammar check of the dialect passes.", EACH),
     Metric("tree/threads_cut", "count", "Threads that reached rollout.max_thread_tokens and were closed.", EACH),
     Metric("tree/threads_ended_by_eos", "count", "Threads that ended the text in place of closing their tag.", EACH),
+    Metric(
+        "tree/threads_right",
+        "share",
+        "How right those threads were that closed themselves and that the task can judge (`JudgesThreads`).",
+        "mean over trajectories with such a thread, of all ranks",
+    ),
     Metric("tree/forks_without_room", "count", "Forks that the token budget had no room for.", EACH),
     Metric(
         "tree/alarm_serial_collapse",

@@ -23,18 +23,22 @@ class Thread:
     """Its own response tokens, forced ones included, those of threads nested in it excluded."""
     finished: bool
     """It closed itself; False when it was cut off by a budget, or ended the whole text instead."""
+    success: float
+    """0 to 1: of one that closed itself what the task says of it, 1 where the task says nothing; else 0."""
 
 
 @dataclass(frozen=True)
 class Scored:
     """A judged trajectory. `flaw`: its first breach of the grammar, if any. `response`: the ids that were judged; empty
-    where none finished."""
+    where none finished. `thread_verdicts`: how well threads that closed themselves did what they were asked for, 0 to
+    1, without those that the task cannot judge; {(0, 1): 1.0, (0, 2): 0.0}."""
 
     trajectory: Trajectory
     lengths: Lengths
     verdict: Verdict
     flaw: str | None = None
     response: tuple[int, ...] = ()
+    thread_verdicts: Mapping[Name, float] = field(default_factory=dict[Name, float])
 
     @property
     def judged(self) -> bool:
@@ -61,7 +65,8 @@ class Scored:
         found: dict[Name, Thread] = {}
         for name, written in sampled.items():
             finished = name in last and last[name].event == "join"
-            found[name] = Thread(name, tuple(written[:-1] if finished else written), tokens[name], finished)
+            success = self.thread_verdicts.get(name, 1.0) if finished else 0.0
+            found[name] = Thread(name, tuple(written[:-1] if finished else written), tokens[name], finished, success)
         return found
 
     @cached_property

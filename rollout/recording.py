@@ -33,9 +33,9 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class Strategy:
     """How the threads of a block are sampled. `fork_join`: without each other. `group_think`: in lockstep, each seeing
-    the others' earlier tokens, their positions `stride` apart (None: as far as they may get). `hogwild`: the same over
-    one shared cache in which every reader has positions of its own. `in_order`: one after the other, each seeing those
-    before it, as a decoder without threads writes the same tags; transcript joins only.
+    the others' earlier tokens, their positions `stride` apart (None: as far as they may get, for one block only).
+    `hogwild`: the same over one shared cache in which every reader has positions of its own. `in_order`: one after the
+    other, each seeing those before it, as a decoder without threads writes the same tags; transcript joins only.
 
     `thread_vectors`: the model has a learned vector per thread (stitched joins only), and adds it. `banned_ids` are
     never sampled: the tags that fork, where what a policy does without them is asked. Nothing trains on such a

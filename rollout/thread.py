@@ -188,6 +188,8 @@ class Thread:
         for child in fork.children:
             if child.fresh:
                 tokens = min(tokens, run.engine.max_context - len(child.header) - len(child.close))
+        if run.strategy.name == "group_think" and run.strategy.stride is not None:  # positions of the last thread
+            tokens = min(tokens, length - len(fork.shared) - max(frames) - (n - 1) * run.strategy.stride)
         in_order = run.strategy.name == "in_order"
         frame = sum(frames) if in_order else max(frames)
         ahead = self.deadline - run.finish[parent] - len(fork.shared) - frame - join - reserve - self._promised()
@@ -353,8 +355,10 @@ async def _attempt(thread: Thread, race: Race) -> Completion | None:
 async def _in_lockstep(fork: Fork, children: list[Thread]) -> list[Thread]:
     """All threads at once, step by step, each seeing what the others wrote before."""
     run = children[0].all
-    if fork.ends != "all" or run.stride:
-        what = "a block that ends with its first thread" if fork.ends != "all" else "a second block"
+    what = "a block that ends with its first thread" if fork.ends != "all" else ""
+    if run.stride and run.strategy.stride is None and run.strategy.name == "group_think":
+        what = "a second block without strategy.stride, which all blocks share"
+    if what:
         raise DialectError(f"strategy={run.strategy.name} cannot sample {what}: use strategy=fork_join")
     if not isinstance(run.engine, Together):
         raise EngineError(

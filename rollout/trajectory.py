@@ -19,8 +19,8 @@ Attention = Literal["causal", "stitched", "synchronous", "hogwild"]
 `stitched`: each its own segment's earlier ones and, whole, the segments that its own descends from by `parents`, which
 also place it: a segment starts where its longest parent ends. `synchronous`: threads are sampled as stitched ones, and
 see of each other all forced headers and what was sampled in strictly earlier steps; thread k of a block starts
-(k - 1) * `stride` positions later (GroupThink); the root reads them as flat ids. `hogwild`: the same with positions of
-its own for every reader, which nothing trains."""
+(k - 1) * `stride` positions later (GroupThink); the root and later blocks read them as flat ids. `hogwild`: the same
+with positions of its own for every reader, which nothing trains."""
 
 
 class TrajectoryError(ValueError):

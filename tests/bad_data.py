@@ -4,7 +4,7 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bad_inputs import Case, write
 
@@ -107,6 +107,24 @@ def write_nowhere() -> None:
     check_writable(Path("plots/rewards.png"))
 
 
+def no_share() -> None:
+    """What a rank does with the trajectories of a task that judges threads."""
+    from helpers import toy_tokens
+    from trees import grow, judged
+
+    from apr_train.rollouts import Rollouts
+    from apr_train.tasks.base import Problem
+    from rollout.dialects import make_dialect
+
+    class Percent:
+        def thread_success(self, problem: Problem, asked: str, said: str) -> float:
+            return 90
+
+    tokens = toy_tokens()
+    rollouts = Rollouts(*cast(Any, (None, make_dialect("threadweaver", tokens), tokens, None, None)))
+    rollouts._thread_verdicts(Percent(), judged(grow(5, [[(1, 2)]], 5)), Problem("sums-train-0-1", "3*4 =", "12"))
+
+
 def layout() -> None:
     from apr_train.corpora import import_corpus
 
@@ -114,6 +132,13 @@ def layout() -> None:
 
 
 CASES = [
+    Case(
+        "no share",
+        TASK,
+        "a task of your own that judges threads in percent",
+        "problem sums-train-0-1: thread_success is 90, not 0 to 1 or None",
+        no_share,
+    ),
     Case("no file", TASK, "a file that is not there", "there is no file train.jsonl", task(path="train.jsonl")),
     Case(
         "a folder", TASK, "a folder instead of a file", "train.jsonl is a folder; name a JSONL file", folder_for_a_file

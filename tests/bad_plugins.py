@@ -136,6 +136,26 @@ CASES = [
     ),
     case(
         PLUGINS,
+        "no stride",
+        "threads in lockstep in a dialect that may fork again",
+        "strategy=group_think",
+        (
+            "strategy=group_think needs strategy.stride with dialect threadweaver, which may fork again: all blocks "
+            "have one, as far as a thread may get (rollout.max_thread_tokens and its header)"
+        ),
+    ),
+    case(
+        PLUGINS,
+        "lockstep and nesting",
+        "threads in lockstep that fork",
+        "strategy=group_think dialect=multiverse dialect.join=transcript",
+        (
+            "strategy=group_think needs a join that reads a block as text, and threads that neither fork nor race, not "
+            "multiverse with join transcript: take dialect=threadweaver or parathinker"
+        ),
+    ),
+    case(
+        PLUGINS,
         "no file",
         "a dialect's file that is not there",
         "dialect.name=mine.py:Mine",

@@ -259,6 +259,12 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_run() -> No
         ("model.lora.rnk=4", "did you mean model.lora.rank?"),
         ("model.thread_vectors=8", "only a stitched join keeps a thread's keys: set dialect.join=stitched"),
         ("model.thread_vectors=8 dialect=parathinker strategy=group_think", "set strategy=fork_join, or 0 vectors"),
+        ("strategy=group_think", "needs strategy.stride with dialect threadweaver"),
+        ("strategy=group_think dialect=npr", "not npr with join stitched"),
+        ("strategy=hogwild dialect=multiverse dialect.join=transcript", "not multiverse with join transcript"),
+        ("strategy=group_think dialect=parason strategy.stride=9", "threads that neither fork nor race"),
+        ("strategy=group_think dialect=recursive strategy.stride=9", "not recursive with join message"),
+        ("strategy=group_think dialect=sequential strategy.stride=9", "not sequential with join transcript"),
         ("model.thread_vectors=8 dialect=apr", "take a dialect that has one"),
         ("model.thread_vectors=8 dialect=multiverse_as_published", "set dialect.mask=exact"),
         ("model.thread_vectors=7 dialect=multiverse", "is less than the 8 threads that a block may have"),
@@ -500,3 +506,8 @@ def test_what_a_script_runs_after_the_checks_is_told_by_every_rank(script: str) 
     text = (ROOT / f"scripts/{script}.py").read_text()
     told = r"with compose\.one_line_errors\(every_rank=True, folder=config\.output_dir\):\n"
     assert re.search(told + r" +(summary = (self_train|evaluate_model)|run)\(config\)", text)
+
+
+@pytest.mark.parametrize("dialect", ["threadweaver", "npr", "parallel_r1", "dc_cot", "parathinker"])
+def test_threads_see_each_other_in_every_dialect_whose_threads_neither_fork_nor_race(dialect: str) -> None:
+    load([f"dialect={dialect}", "dialect.join=transcript", "strategy=group_think", "strategy.stride=99"])

@@ -22,11 +22,13 @@ from apr_train import tasks
 from apr_train.fidelity import dense_view
 from apr_train.model import character_tokenizer
 from apr_train.tasks import make_task
+from apr_train.tasks.base import JudgesThreads
 from rewards import build
 from rewards.build import make_reward
 from rewards.errors import RewardError
 from rewards.scored import Group
 from rollout.critical_path import measure
+from rollout.demonstration import Block
 from rollout.dialects import dialect_class, make_dialect
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
@@ -203,6 +205,12 @@ def test_the_example_task_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
             demonstration = task.demonstration(problem, form)
             assert dialect.write(demonstration)
             assert task.verifier(f"<think></think>{demonstration.answer}", problem.answer) == "correct"
+            blocks = [piece for piece in demonstration.reasoning if isinstance(piece, Block)]
+            for asked, body in (thread for block in blocks for thread in block.threads):
+                assert isinstance(task, JudgesThreads)
+                assert task.thread_success(problem, asked, f"{body}\n") == 1.0
+                assert task.thread_success(problem, asked, f"{body}0\n") == 0.0
+                assert task.thread_success(problem, f"{asked}?", f"{body}\n") is None
     assert {p.parts for p in train} == {1, 2, 3, 4}
 
 

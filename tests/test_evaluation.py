@@ -162,7 +162,7 @@ def test_a_row_that_means_nothing_is_refused_before_the_model_is_loaded(rows: st
         (["+eval.rows={a:{temperature:-1.0}}"], "row a: eval.temperature=-1.0 must be at least 0"),
         (["+eval.rows={a:{threads:in_order}}", "dialect=apr", "reward=outcome"], "row a: strategy=in_order writes"),
         (["strategy=in_order", "dialect=multiverse"], "strategy=in_order writes"),
-        (["+eval.rows={a:{threads:group_think}}"], "row a: strategy=group_think runs all threads from the prompt on"),
+        (["+eval.rows={a:{threads:group_think}}"], "row a: strategy=group_think needs strategy.stride"),
         (["+eval.rows={a:{search:mcts,max_critical_tokens:64}}"], "search mcts samples in stages"),
     ],
 )

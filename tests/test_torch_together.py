@@ -2,21 +2,30 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from helpers import toy_tokens
 from tiny_models import VOCABULARY, tiny_qwen3
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from apr_train.fidelity import compare
+from rollout.dialects import make_dialect
+from rollout.dialects.base import DialectError
 from rollout.engine import Completion, EngineError, Prompt, Sampling, Together
 from rollout.engines.calls import EngineStats
 from rollout.engines.torch_engine import TorchEngine
+from rollout.orchestrator import Budget, Strategy, run_trajectory
+from rollout.tokens import Tokens
+from rollout.trajectory import Trajectory
 from rollout.view import View
 
 VIEW = View.stitched([(7, 8, 9), (1, 2), (3,), (4, 5)], [(), (0,), (0,), (1, 2)])
-HEADERS = [(10, 11), (12,), (13, 14, 15), (16, 17)]
+Ids = tuple[int, ...]
+HEADERS: list[Ids] = [(10, 11), (12,), (13, 14, 15), (16, 17)]
 LENGTHS = [25, 40, 9, 31]
 
 
@@ -45,7 +54,9 @@ def sample(engine: TorchEngine, prompt: Prompt, mode: Any, asked: list[Sampling]
 
 
 @torch.no_grad()
-def group_think_logprobs(view: View, done: list[Completion], stride: int) -> list[list[float]]:
+def group_think_logprobs(
+    view: View, done: list[Completion], stride: int, headers: list[Ids] = HEADERS, model: Any = None
+) -> list[list[float]]:
     """One dense forward: a token is (thread or None, index in its header or None, step or None), seen pair by pair."""
     tokens: list[tuple[int | None, int, int]] = []  # thread, index in view or block, step (-1 before the first)
     ids, positions = (
@@ -54,7 +65,7 @@ def group_think_logprobs(view: View, done: list[Completion], stride: int) -> lis
     )
     piece = [p for p, each in enumerate(view.pieces) for _ in each]
     tokens += [(None, t, -1) for t in range(len(ids))]
-    for n, (header, completion) in enumerate(zip(HEADERS, done, strict=True)):
+    for n, (header, completion) in enumerate(zip(headers, done, strict=True)):
         for index, token in enumerate([*header, *completion.ids]):
             ids.append(token)
             positions.append(view.end + n * stride + index)
@@ -71,10 +82,10 @@ def group_think_logprobs(view: View, done: list[Completion], stride: int) -> lis
         return q[2] >= 0 and k[2] < q[2]
 
     mask = torch.tensor([[sees(q, k) for k in tokens] for q in tokens])
-    model = tiny_qwen3(0)
+    model = model or tiny_qwen3(0)
     logits = model(torch.tensor([ids]), position_ids=torch.tensor([positions]), attention_mask=mask[None, None]).logits
     logprobs, at, found = logits[0].log_softmax(-1), len(view.ids), list[list[float]]()
-    for header, completion in zip(HEADERS, done, strict=True):
+    for header, completion in zip(headers, done, strict=True):
         at += len(header)
         found.append([float(logprobs[at - 1 + k, token]) for k, token in enumerate(completion.ids)])
         at += len(completion.ids)
@@ -84,8 +95,8 @@ def group_think_logprobs(view: View, done: list[Completion], stride: int) -> lis
 class Reader:
     """A Qwen3 that reads one token at a time, from keys that are kept without any rotation."""
 
-    def __init__(self) -> None:
-        self.model = tiny_qwen3(0)
+    def __init__(self, model: Any = None) -> None:
+        self.model = model or tiny_qwen3(0)
 
     def turned(self, x: Tensor, position: int) -> Tensor:
         cos, sin = self.model.model.rotary_emb(x, torch.tensor([[position]]))
@@ -110,8 +121,10 @@ class Reader:
         return left, self.model.lm_head(self.model.model.norm(x)).log_softmax(-1)
 
 
-def hogwild_logprobs(ids: list[int], headers: list[tuple[int, ...]], done: list[Completion]) -> list[list[float]]:
-    reader, prompt = Reader(), list[tuple[list[Any], int]]()
+def hogwild_logprobs(
+    ids: list[int], headers: list[Ids], done: list[Completion], model: Any = None
+) -> list[list[float]]:
+    reader, prompt = Reader(model), list[tuple[list[Any], int]]()
     for position, token in enumerate(ids):
         prompt.append((reader.read(token, position, prompt)[0], position))
     end = len(ids)
@@ -259,3 +272,79 @@ def test_a_session_without_an_event_loop_of_its_own_runs_in_any() -> None:
     engine = TorchEngine(tiny_qwen3(0), max_context=300, device="cpu")
     done = asyncio.run(engine.complete_together([1, 2], HEADERS, samplings(), stride=50, mode="group_think"))
     assert [len(completion.ids) for completion in done] == LENGTHS
+
+
+# Several blocks
+
+
+class Rooted:
+    """An engine whose root writes what it is told, with the log-probs that the model gives it; threads are sampled."""
+
+    def __init__(self, model: Any, tokens: Tokens, turns: list[str], max_context: int = 400) -> None:
+        self.model, self.engine, self.max_context = model, TorchEngine(model, max_context=max_context), max_context
+        self.turns = [tuple(tokens.tokenizer.encode(turn, add_special_tokens=False)) for turn in turns]
+
+    async def complete(self, prompt: Prompt, sampling: Sampling, thread: Ids = ()) -> Completion:
+        assert not thread and isinstance(prompt, View)
+        ids = self.turns.pop(0)
+        with torch.no_grad():
+            logits = self.model(torch.tensor([[*prompt.ids, *ids]])).logits[0, len(prompt.ids) - 1 :]
+        logprobs = logits.log_softmax(-1)
+        return Completion(ids, tuple(float(own[token]) for own, token in zip(logprobs, ids, strict=False)), "stop")
+
+    async def complete_together(self, *asked: Any, **more: Any) -> list[Completion]:
+        return await self.engine.complete_together(*asked, **more)
+
+
+def fork(*tasks: str) -> str:
+    items = "".join(f"<Outline>{k}:{task}</Outline>" for k, task in enumerate(tasks, 1))
+    return f"<Parallel><Outlines>{items}</Outlines>"
+
+
+def blocks_of(strategy: Strategy, turns: list[str], **engine: Any) -> tuple[Any, Trajectory]:
+    tokens = toy_tokens()
+    model = tiny_qwen3(0, len(tokens.tokenizer))
+    rooted, dialect = Rooted(model, tokens, turns, **engine), make_dialect("threadweaver", tokens)
+    budget = Budget(300, 8, threads=8, blocks=4, thread=14)
+    run = run_trajectory(rooted, dialect, "p", tokens.prompt("a="), budget, seed=3, strategy=strategy)
+    return model, asyncio.run(run)
+
+
+@pytest.mark.parametrize("mode", ["group_think", "hogwild"])
+@pytest.mark.parametrize("stride", [0, 7, 40])
+def test_a_second_block_starts_after_the_first_one_as_flat_text(mode: Any, stride: int) -> None:
+    turns = [f"<think>{fork('a', 'b', 'c')}", f"so{fork('d', 'e')}", "</think>1<|eos|>"]
+    model, trajectory = blocks_of(Strategy(mode, stride), turns)
+    assert trajectory.outcome == "answered"
+    segments = trajectory.segments
+    for block, width in ((0, 3), (1, 2)):
+        calls = [call for call in trajectory.calls if segments[call.sampled].thread[:1] == (block,)]
+        headers = [segments[call.context[-1]].ids for call in calls]
+        (before,) = {tuple(trajectory.ids(call.context[:-1])) for call in calls}
+        told = [segments[call.sampled] for call in calls]
+        done = [Completion(each.ids, each.logprobs or (), "length") for each in told]
+        assert len(calls) == width
+        if mode == "hogwild":
+            assert_close(done, hogwild_logprobs(list(before), headers, done, model))
+        else:
+            assert_close(done, group_think_logprobs(View.causal([before]), done, stride, headers, model))
+    if mode == "group_think":
+        model.config._attn_implementation = "tree"
+        dlogp, grad, forced = compare(model, [trajectory])
+        assert dlogp < 1e-4 and grad < 1e-5 and forced == 0.0
+        with pytest.raises(AssertionError):
+            assert compare(model, [replace(trajectory, stride=stride + 1)])[0] < 1e-4
+
+
+def test_blocks_share_one_stride_which_is_to_be_said() -> None:
+    turns = [f"<think>{fork('a', 'b')}", fork("d", "e"), "</think>1<|eos|>"]
+    with pytest.raises(DialectError, match=r"a second block without strategy\.stride"):
+        blocks_of(Strategy("group_think"), turns)
+
+
+def test_threads_that_do_not_fit_their_positions_are_no_block_and_no_crash() -> None:
+    turns = [f"<think>{fork('a', 'b', 'c')}", "1<|eos|>"]
+    _, narrow = blocks_of(Strategy("group_think", 200), list(turns))
+    assert narrow.notes == {"fork/no room": 1} and narrow.outcome == "forced_answer"
+    _, wide = blocks_of(Strategy("group_think", 200), [*turns[:1], "</think>1<|eos|>"], max_context=512)
+    assert wide.outcome == "answered" and not wide.notes.get("fork/no room")

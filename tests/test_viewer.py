@@ -316,6 +316,12 @@ def test_terms_are_recorded_and_read_and_lines_without_them_still_open(tmp_path:
         {"trainer_logprobs": [["x"]]},
         {"trainer_logprobs": 5},
         {"reward": True},
+        {"threads": [1]},
+        {"threads": {"0.1": True}},
+        {"threads": {"0.1": 1.5}},
+        {"threads": {"0.1": float("nan")}},
+        {"threads": {"": 1.0}},
+        {"threads": {"9" * 5000: 1.0}},
     ],
 )
 def test_a_field_of_the_wrong_type_is_named_with_its_line(tmp_path: Path, field: dict[str, Any]) -> None:

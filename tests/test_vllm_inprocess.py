@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tiny_models import EOS, VOCABULARY, reference_logprobs, save, tiny_qwen3
 
-from rollout.engine import Completion, EngineDied, EngineError, Sampling
+from rollout.engine import Completion, EngineDied, EngineError, Race, Sampling
 from rollout.engines.calls import Seeds, together
 from rollout.engines.vllm_inprocess import EngineStats, VllmEngine
 
@@ -167,6 +168,30 @@ def test_a_thread_that_ends_does_not_wait_for_its_sibling(engine: VllmEngine) ->
     engine.run([short_then_successor(), long()])
     assert engine.stats.steps == 40  # 4 + 36 beside 40; with a barrier 40 + 36
     assert engine.stats.sampled_tokens == 4 + 4 + 36 + 40
+
+
+def test_a_lost_race_ends_at_the_winners_length_with_what_the_whole_call_began_with(engine: VllmEngine) -> None:
+    engine.load_weights(tiny_qwen3(0).named_parameters())
+    asked = [([1, 2], Sampling(7, (), seed=1)), ([3, 4], Sampling(60, (), seed=2)), ([5, 6], Sampling(60, (), seed=3))]
+    _, whole, other = engine.run(engine.complete(*each) for each in asked)  # the same company, to the last bit
+    race, elsewhere = Race(), Race()
+
+    async def winner() -> None:
+        race.won(len((await engine.complete(asked[0][0], replace(asked[0][1], race=race))).ids))
+
+    async def run() -> list[Completion]:
+        others = [(*asked[1], race), (*asked[2], elsewhere)]
+        calls = [engine.complete(prompt, replace(how, race=each)) for prompt, how, each in others]
+        return (await together([winner(), *calls]))[1:]  # pyright: ignore[reportReturnType]
+
+    for tokens in (8, 7):  # it learns of the winner one step later; then it knows beforehand
+        engine.stats = EngineStats()
+        cut, ran = asyncio.run(run())
+        assert cut == Completion(whole.ids[:tokens], whole.logprobs[:tokens], "length")
+        assert ran.ids == other.ids  # nobody won the race of this one
+        assert (engine.stats.steps, engine.stats.sampled_tokens) == (60, 7 + tokens + 60)
+        assert engine.stats.prompt_tokens == 6
+    assert not engine._engine.has_unfinished_requests() and not engine._races
 
 
 def test_same_seed_same_tokens_in_any_company(engine: VllmEngine) -> None:

@@ -10,11 +10,11 @@ EOS = 5
 """The model's own end of sequence; engines must not stop there unless told to."""
 
 
-def tiny_qwen3(seed: int) -> Qwen3ForCausalLM:
+def tiny_qwen3(seed: int, vocabulary: int = VOCABULARY) -> Qwen3ForCausalLM:
     """A float32 Qwen3 of random weights, wide enough apart that a wrong one shows in every log-prob."""
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -53,6 +53,21 @@ class Rating(Protocol):
         ...
 
 
+@runtime_checkable
+class JudgesThreads(Protocol):
+    """A task that can tell whether a thread did its own part, which node_success then pays for (docs/rewards.md)."""
+
+    def thread_success(self, problem: Problem, asked: str, said: str) -> float | None:
+        """0 to 1: how right a thread is that closed itself. None where the task cannot judge it: then having closed
+        itself counts as 1.
+
+        `asked`: its outline or sub-problem, in the words of the thread that forked it; "" in a dialect that has none
+        (`Dialect.tasks`). `said`: what it wrote, or its answer alone where its parent reads no more (`Dialect.said`).
+        Both are the model's: any text at all, of any length. It does not raise.
+        """
+        ...
+
+
 class Task(Protocol):
     """A source of problems. Same (split, count, seed) gives the same problems; train and heldout never meet."""
 

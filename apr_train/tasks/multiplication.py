@@ -1,5 +1,6 @@
 """Products of several integers: left to right, or as a reduction tree whose levels are parallel blocks."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -9,6 +10,10 @@ from apr_train.tasks.split import balanced, draw, generator, split_of
 from rewards.verdict import Verifier
 from rewards.verify.exact import exact_integers
 from rollout.demonstration import Block, Demonstration
+
+_PRODUCT = re.compile(r"[0-9]+(?: ?\* ?[0-9]+)+(?: ?=)?")
+_LONGEST = 200
+"""Characters of a product that a thread is asked for, and so digits of its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,20 @@ class Multiplication:
         if len(factors) < 4:
             raise TaskError(f"problem {problem.id} has one part: only the sequential form exists")
         return Demonstration(tuple(_tree(factors)), problem.answer)
+
+    def thread_success(self, problem: Problem, asked: str, said: str) -> float | None:
+        """See JudgesThreads. A thread that is asked for a product, as `91 * 300` or `91 * 300 =`, is right when what it
+        says ends with it. None for any other task line: a product of no use to the problem is one.
+
+        >>> task.thread_success(problem, "91 * 300", "91*300: 1*3=3 9*3=27 = 27300\\n")
+        1.0
+        """
+        wanted = asked.strip()
+        if len(wanted) > _LONGEST or not _PRODUCT.fullmatch(wanted):
+            return None
+        result = str(prod(int(factor) for factor in wanted.removesuffix("=").split("*")))
+        before, found, after = said.rstrip()[-_LONGEST - 1 :].rpartition(result)
+        return float(bool(found) and not after and not before.endswith(tuple("0123456789-.,")))
 
 
 def _tree(factors: list[int]) -> Iterator[str | Block]:

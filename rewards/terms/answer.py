@@ -53,12 +53,13 @@ class FormatFirst:
 
 @dataclass(frozen=True, slots=True)
 class NodeSuccess:
-    """[correct] + bonus * mean over the root's threads of their own value, which is [finished] + the same one below.
+    """[correct] + bonus * mean over the root's threads of their own value, which is [success] + the same one below.
 
     RAO (arXiv 2605.06639): a node earns its own success and a share of the mean, not the sum, of its children's, so
-    more children do not pay. A thread's own success is here that it closed itself: no task judges threads yet.
-    Right, bonus 0.2, one block of two threads, one of which was cut off: 1 + 0.2 * (1 + 0) / 2 = 1.1. The advantage
-    rule `credit: node_local` gives every node this value of its own.
+    more children do not pay. A thread's own success is that it closed itself and, where the task can tell
+    (`JudgesThreads` in apr_train/tasks/base.py), did what it was asked for. Right, bonus 0.2, one block of two threads,
+    one of which was cut off, or closed itself with a wrong result: 1 + 0.2 * (1 + 0) / 2 = 1.1. The advantage rule
+    `credit: node_local` gives every node this value of its own.
     """
 
     judges_answer: ClassVar[bool] = True
@@ -73,7 +74,7 @@ def node_values(scored: Scored, bonus: float) -> dict[tuple[int, ...], float]:
     values: dict[tuple[int, ...], float] = {}
     children: dict[tuple[int, ...], list[float]] = {}
     for name in sorted([*scored.threads, ()], key=len, reverse=True):  # children before their parents
-        own = float(scored.threads[name].finished) if name else float(scored.correct)
+        own = scored.threads[name].success if name else float(scored.correct)
         below = children.get(name, [])
         values[name] = own + bonus * (sum(below) / len(below) if below else 0.0)
         if name:

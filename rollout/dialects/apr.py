@@ -117,6 +117,12 @@ class Apr:
     def force_answer(self, response: Ids) -> Ids:
         raise DialectError("a search trace that was cut off has no answer to force")
 
+    def tasks(self, trajectory: Trajectory) -> dict[Name, str]:
+        return {}
+
+    def said(self, ids: Ids) -> Ids:
+        return ids
+
     def check(self, trajectory: Trajectory) -> str | None:
         for call in trajectory.calls:
             sampled = trajectory.segments[call.sampled]

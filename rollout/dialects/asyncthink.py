@@ -55,12 +55,16 @@ class AsyncThink(Delegating):
             return Reading("malformed", reason="after the reasoning")
         if last in self._numbered("<JOIN-{}>"):
             return Reading("wait", label=self._numbered("<JOIN-{}>")[last])
-        number = self._numbered("</FORK-{}>")[last]
-        begin = self.tokens.tag(f"<FORK-{number}>")
-        task = turn.ids[len(turn.ids) - turn.ids[::-1].index(begin) : -1] if begin in turn.ids else ()
-        if not self.is_task(task):
+        tasks = self.tasks_in(turn.ids)
+        if not tasks:
             return Reading("malformed", reason="no <FORK-i> text before </FORK-i>")
-        return Reading("fork", Fork((self.child(task),), label=number, slots=self.options.workers + 1))
+        number = self._numbered("</FORK-{}>")[last]
+        return Reading("fork", Fork((self.child(tasks[0]),), label=number, slots=self.options.workers + 1))
+
+    def tasks_in(self, ids: Ids) -> list[Ids]:
+        begin = self.tokens.tag(f"<FORK-{self._numbered('</FORK-{}>')[ids[-1]]}>")
+        task = ids[len(ids) - ids[::-1].index(begin) : -1] if begin in ids else ()
+        return [task] if self.is_task(task) else []
 
     def join(self, fork: Fork, results: Sequence[Result], thread: Name) -> Ids:
         return (*self.given_back(results[0]), self.tokens.tag(f"</JOIN-{fork.label}>"))

@@ -1,6 +1,6 @@
 """What a dialect answers: where to stop, what a call's end means, what the client writes at forks and joins."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
@@ -131,6 +131,16 @@ class Dialect(Protocol):
         """None when the trajectory obeys the strict grammar, else the first thing that does not."""
         ...
 
+    def tasks(self, trajectory: Trajectory) -> dict[Name, str]:
+        """What each thread was asked for, in its parent's words: an outline, a sub-problem. Threads that all have the
+        same words, or none, are left out."""
+        ...
+
+    def said(self, ids: Ids) -> Ids:
+        """What a thread that closed itself has to say, of all that it sampled before its closing tag: the answer alone
+        where its parent reads nothing else."""
+        ...
+
     def write(self, demonstration: Demonstration | SearchRun) -> Script:
         """The turns a policy would sample to produce this demonstration. Raises DialectError when it cannot."""
         ...
@@ -150,6 +160,12 @@ class Reasoning:
     def begin(self) -> Fork | None:
         return None
 
+    def tasks(self, trajectory: Trajectory) -> dict[Name, str]:
+        return {}
+
+    def said(self, ids: Ids) -> Ids:
+        return ids
+
     def answer(self, answer: str) -> Ids:
         """The tail of every response: close the reasoning, answer, end."""
         return (self.end_think, *self.tokens.text(answer), self.eos)
@@ -168,6 +184,19 @@ class Reasoning:
     def check_outcome(trajectory: Trajectory) -> str | None:
         """Whether the policy itself ended the response: what the client closed may look the same."""
         return None if trajectory.outcome == "answered" else f"the response ended as {trajectory.outcome}"
+
+
+def forks(trajectory: Trajectory) -> Iterator[tuple[Name, Ids]]:
+    """Every call that forked: the name of its block, that of thread k without the k, and what the call sampled."""
+    turns: dict[Name, int] = {}
+    for call in trajectory.calls:
+        if call.event == "kept":  # the first part of a turn
+            continue
+        sampled = trajectory.segments[call.sampled]
+        turn = turns.get(sampled.thread, 0)
+        turns[sampled.thread] = turn + 1
+        if call.event == "fork":
+            yield (*sampled.thread, turn), sampled.ids
 
 
 def told(demonstration: Demonstration | SearchRun, dialect: str) -> Demonstration:

@@ -4,7 +4,19 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rollout.demonstration import Block, Demonstration, Pieces
-from rollout.dialects.base import NO_SETTINGS, Child, DialectError, Ids, Join, Name, Reasoning, Result, Script, told
+from rollout.dialects.base import (
+    NO_SETTINGS,
+    Child,
+    DialectError,
+    Ids,
+    Join,
+    Name,
+    Reasoning,
+    Result,
+    Script,
+    forks,
+    told,
+)
 from rollout.options import read_options
 from rollout.search_trace import SearchRun
 from rollout.tokens import Tokens
@@ -48,15 +60,24 @@ class Delegating(Reasoning):
 
     def given_back(self, result: Result) -> Ids:
         """The answer of a thread: what follows its `</think>`; nothing when it did not end, or never got there."""
-        if not result.closed or self.end_think not in result.ids:
-            return ()
-        answer = result.ids[result.ids.index(self.end_think) + 1 :]
+        return self.said(result.ids) if result.closed else ()
+
+    def said(self, ids: Ids) -> Ids:
+        answer = ids[ids.index(self.end_think) + 1 :] if self.end_think in ids else ()
         return tuple(token for token in answer if token not in self.tag_ids)
+
+    def tasks_in(self, ids: Ids) -> list[Ids]:
+        """The tasks that a turn hands out where it ends; none when it is not of that form."""
+        raise NotImplementedError
 
     def force_answer(self, response: Ids) -> Ids:
         return () if self.end_think in response else (self.end_think,)
 
     # -- whole trajectories ----------------------------------------------------------------------------------------
+
+    def tasks(self, trajectory: Trajectory) -> dict[Name, str]:
+        numbered = ((block, enumerate(self.tasks_in(ids), start=1)) for block, ids in forks(trajectory))
+        return {(*block, k): self.tokens.decode(task) for block, tasks in numbered for k, task in tasks}
 
     def check(self, trajectory: Trajectory) -> str | None:
         written: dict[Name, list[int]] = {}

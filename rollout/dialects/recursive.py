@@ -39,13 +39,12 @@ class Recursive(Delegating):
             return Reading("join" if turn.thread else "final")
         if self.end_think in turn.before or self.end_think in turn.ids:
             return Reading("malformed", reason="after the reasoning")
-        tasks = self._tasks(turn.ids)
+        tasks = self.tasks_in(turn.ids)
         if not tasks:
             return Reading("malformed", reason="no <spawn> with <task> text </task> before </spawn>")
         return Reading("fork", Fork(tuple(map(self.child, tasks))))
 
-    def _tasks(self, ids: Ids) -> list[Ids]:
-        """The tasks of the `<spawn>` that ends here; none when it is not of that form."""
+    def tasks_in(self, ids: Ids) -> list[Ids]:
         spawn, task, end_task = map(self.tokens.tag, ("<spawn>", "<task>", "</task>"))
         if spawn not in ids:
             return []

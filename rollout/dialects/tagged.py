@@ -19,6 +19,7 @@ from rollout.dialects.base import (
     Result,
     Script,
     Turn,
+    forks,
     told,
 )
 from rollout.options import read_options
@@ -140,33 +141,35 @@ class Tagged(Reasoning):
             return Reading("malformed", reason="after the reasoning")
         if self.rules.threads is not None:
             return Reading("fork", self._fork(turn.thread, self.rules.threads))
-        threads, trial, reason = self._read_items(turn.ids, turn.thread)
+        items, trial, reason = self._read_items(turn.ids, turn.thread)
         if reason:
             return Reading("malformed", reason=reason)
-        return Reading("fork", self._fork(turn.thread, threads, trial))
+        return Reading("fork", self._fork(turn.thread, len(items), trial))
 
-    def _read_items(self, ids: Ids, thread: Name) -> tuple[int, bool, str]:
-        """How many items the trailing block opening holds, whether they are trials, or why it is none."""
+    def _read_items(self, ids: Ids, thread: Name) -> tuple[list[str], bool, str]:
+        """The items of the trailing block opening, without their numbers, and whether they are trials; or why it is
+        none."""
         opens, forks = self.rules.opens, self.rules.forks
         if self.opens[0] not in ids:
-            return 0, False, f"no {opens[0]} before {forks}"
+            return [], False, f"no {opens[0]} before {forks}"
         start = len(ids) - 1 - ids[::-1].index(self.opens[0])
         rest = self._without_blank(ids[start:-1])
         if tuple(rest[: len(self.opens)]) != self.opens:
-            return 0, False, f"no {opens[-1]} right after {opens[0]}"
-        count, at, kinds = 0, len(self.opens), set[int]()
+            return [], False, f"no {opens[-1]} right after {opens[0]}"
+        items, at, kinds = list[str](), len(self.opens), set[int]()
         while at < len(rest):
             end = next((i for i in range(at + 1, len(rest)) if rest[i] in self.tag_ids), None)
             if rest[at] not in self.items or end is None or rest[end] != self.items[rest[at]]:
-                return 0, False, f"something other than items between {opens[-1]} and {forks}"
+                return [], False, f"something other than items between {opens[-1]} and {forks}"
             kinds.add(rest[at])
-            numbered = _NUMBER.match(self.tokens.decode(rest[at + 1 : end]))
-            count += 1
-            if numbered is None or numbered[1] != self._label(thread, count):
-                return 0, False, "items are not numbered 1, 2, 3, ..."
+            text = self.tokens.decode(rest[at + 1 : end])
+            numbered = _NUMBER.match(text)
+            if numbered is None or numbered[1] != self._label(thread, len(items) + 1):
+                return [], False, "items are not numbered 1, 2, 3, ..."
+            items.append(text[numbered.end() :])
             at = end + 1
-        reason = "no item at all" if not count else "items of two kinds in one block" if len(kinds) > 1 else ""
-        return count, kinds == {self.trial}, reason
+        reason = "no item at all" if not items else "items of two kinds in one block" if len(kinds) > 1 else ""
+        return items, kinds == {self.trial}, reason
 
     def _without_blank(self, ids: Ids) -> list[int]:
         """Drops white space that stands between two tags; text inside an item is kept."""
@@ -217,6 +220,13 @@ class Tagged(Reasoning):
         return (*still_open, self.end_think)
 
     # -- whole trajectories ----------------------------------------------------------------------------------------
+
+    def tasks(self, trajectory: Trajectory) -> dict[Name, str]:
+        found: dict[Name, str] = {}
+        for block, ids in forks(trajectory) if self.items else ():
+            items, _, _ = self._read_items(ids, block[:-1])
+            found |= {(*block, k): item for k, item in enumerate(items, start=1)}
+        return found
 
     def check(self, trajectory: Trajectory) -> str | None:
         owed: dict[Name, Ids] = {(): self.concludes} if self.rules.begins else {}  # what each thread must write first

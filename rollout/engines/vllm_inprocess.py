@@ -30,7 +30,7 @@ from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
 
-from rollout.engine import Completion, EngineDied, EngineError, Prompt, Sampling, causal_ids  # noqa: E402
+from rollout.engine import Completion, EngineDied, EngineError, Prompt, Race, Sampling, causal_ids  # noqa: E402
 from rollout.engines import vllm_cpu  # noqa: E402
 from rollout.engines.calls import EngineStats, Seeds, check_call, check_stock, first_line, settle, together  # noqa: E402
 
@@ -79,6 +79,8 @@ class VllmEngine:
         self.stats = EngineStats()
         self._calls = 0
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
+        self._races: dict[str, Race] = {}
+        """Of the calls in flight that have one; vLLM shows these after each step."""
         self._driver: asyncio.Task[None] | None = None
         self._borrowed_group = torch.distributed.is_initialized()
         self._died = ""
@@ -131,6 +133,7 @@ class VllmEngine:
         at. Under torchrun all ranks do so together. Raises EngineError where vLLM cannot serve any more."""
         self.close()
         self._waiting.clear()
+        self._races.clear()
         del self._engine  # frees its weights and cache before the next one takes as much
         gc.collect()
         self._build()
@@ -153,11 +156,14 @@ class VllmEngine:
         except ValueError as error:
             raise EngineError(f"vLLM refuses a call: {first_line(error)}") from error
         self._waiting[name] = future
+        if sampling.race is not None:
+            self._races[name] = sampling.race
         if self._driver is None or self._driver.done():
             self._driver = asyncio.create_task(self._drive())
         try:
             return await future
         finally:
+            self._races.pop(name, None)
             if self._waiting.pop(name, None):  # still decoding: the caller was cancelled
                 self._engine.abort_request([name])
 
@@ -219,7 +225,8 @@ class VllmEngine:
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            # An output each step costs time, and is needed only to cut a call that lost its race.
+            output_kind=RequestOutputKind.FINAL_ONLY if sampling.race is None else RequestOutputKind.CUMULATIVE,
             skip_clone=True,
         )
 
@@ -242,7 +249,10 @@ class VllmEngine:
 
     def _step(self) -> list[tuple[str, Completion]]:
         start = time.perf_counter()
-        outputs = [output for output in self._engine.step() if isinstance(output, RequestOutput)]
+        shown = [output for output in self._engine.step() if isinstance(output, RequestOutput)]
+        outputs = [output for output in shown if output.finished or self._lost(output)]
+        if lost := [output.request_id for output in outputs if not output.finished]:
+            self._engine.abort_request(lost)
         self.stats.step_seconds += time.perf_counter() - start
         self.stats.steps += 1
         finished = [(output.request_id, _completion(output)) for output in outputs]
@@ -253,12 +263,19 @@ class VllmEngine:
         self.stats.prefilled_tokens = self.stats.prompt_tokens - self.stats.cached_tokens
         return finished
 
+    def _lost(self, output: RequestOutput) -> bool:
+        """Whether a call that goes on has as many tokens as the winner of its race."""
+        race = self._races.get(output.request_id)  # None: its caller was cancelled a moment ago
+        return race is not None and race.best is not None and len(output.outputs[0].token_ids) >= race.best
+
 
 def _completion(output: RequestOutput) -> Completion:
+    """What a call sampled; one that is still to go on is cut here, as by its length."""
     sample = output.outputs[0]
-    if sample.finish_reason not in ("stop", "length") or not isinstance(sample.logprobs, FlatLogprobs):
-        raise EngineError(f"vLLM ended call {output.request_id} with {sample.finish_reason!r}")
-    return Completion(tuple(sample.token_ids), tuple(sample.logprobs.logprobs), sample.finish_reason)
+    finish = sample.finish_reason if output.finished else "length"
+    if finish not in ("stop", "length") or not isinstance(sample.logprobs, FlatLogprobs):
+        raise EngineError(f"vLLM ended call {output.request_id} with {finish!r}")
+    return Completion(tuple(sample.token_ids), tuple(sample.logprobs.logprobs), finish)
 
 
 def _load(model: torch.nn.Module, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

@@ -30,3 +30,5 @@ class Recorded:
     """Summands of the reward, by the names of their terms; empty where they were not recorded."""
     trainer_logprobs: Sequence[Sequence[float] | None] | None = None
     """The trainer's log-probs of each call's sampled tokens, nats; None where they were not recorded."""
+    thread_verdicts: Mapping[tuple[int, ...], float] = field(default_factory=dict[tuple[int, ...], float])
+    """0 to 1, of the threads that the task judged."""

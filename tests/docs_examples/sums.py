@@ -1,5 +1,6 @@
 """A task: sums of products, each product a piece of work of its own."""
 
+import re
 from dataclasses import dataclass
 
 from apr_train.tasks.base import Form, Problem, Split, TaskError
@@ -59,6 +60,11 @@ class Sums:
         if len(products) < 2:
             raise TaskError(f"problem {problem.id} has one part: only the sequential form exists")
         return Demonstration((block,), problem.answer)
+
+    def thread_success(self, problem: Problem, asked: str, said: str) -> float | None:
+        """See JudgesThreads. Nine digits at most: the text is the model's. `[0-9]`: `\\d` takes every script's."""
+        found = re.fullmatch(r"[0-9]{1,9}\*[0-9]{1,9}", asked)
+        return None if found is None else float(said.rstrip().endswith(f"={product(asked)}"))
 
 
 def product(text: str) -> int:
