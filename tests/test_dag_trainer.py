@@ -19,6 +19,7 @@ from trainers import (
     rollouts_of,
     rows_of_a_step,
     separate_logps,
+    solved,
     step_gradient,
     tiny_model,
 )
@@ -35,6 +36,7 @@ from rollout.dialects import DIALECTS, make_dialect
 from rollout.engines.replay import ReplayEngine
 from rollout.errors import UserError
 from rollout.orchestrator import run_trajectory
+from rollout.strategies.base import Solved
 from rollout.trajectory import Attention, Trajectory
 
 
@@ -45,7 +47,7 @@ class StitchedSampler(PreparedSampler):
         super().__init__(seed, noise)
         self.kinds = kinds
 
-    def run(self, coroutines: Any) -> list[Trajectory]:
+    def run(self, coroutines: Any) -> list[Solved]:
         for coroutine in coroutines:
             coroutine.close()
         model, played = tiny_model("sdpa"), []
@@ -55,7 +57,7 @@ class StitchedSampler(PreparedSampler):
             prompt, letters = TOKENS.prompt(f"a{number // 4}="), TOKENS.text("ab12")
             trajectory = random_trajectory(self.rng, prompt, letters, kind, end=eos, depth=2)
             played.append(self.judged(model, trajectory))
-        return played
+        return [solved(each) for each in played]
 
     def judged(self, model: Any, trajectory: Trajectory) -> Trajectory:
         segments = list(trajectory.segments)

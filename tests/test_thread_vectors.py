@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from stitched_trees import calls_of, error, group, random_trajectory
-from trainers import TOKENS, PreparedSampler, make_trainer, rollouts_of, step_gradient, tiny_model
+from trainers import TOKENS, PreparedSampler, make_trainer, rollouts_of, solved, step_gradient, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 from vectors import COUNT, by_hand, call_logps, numbered, path, tables, with_vectors
@@ -19,7 +19,8 @@ from apr_train.revival import Revival
 from apr_train.sft import collate_tries, trajectory_rows
 from rollout.engine import EngineError
 from rollout.engines import thread_vectors
-from rollout.trajectory import Segment, Trajectory
+from rollout.strategies.base import Solved
+from rollout.trajectory import Segment
 
 
 def llama() -> Any:
@@ -121,7 +122,7 @@ def test_a_thread_without_a_vector_is_never_trained_as_one_with_another() -> Non
 class NumberedSampler(PreparedSampler):
     """Plays random stitched trajectories whose log-probs are those by hand, plus noise."""
 
-    def run(self, coroutines: Any) -> list[Trajectory]:
+    def run(self, coroutines: Any) -> list[Solved]:
         model, played = with_vectors(tiny_model("sdpa")), []
         for number, coroutine in enumerate(coroutines):
             coroutine.close()
@@ -133,7 +134,7 @@ class NumberedSampler(PreparedSampler):
                 logps = call_logps(model, one, call).tolist()
                 noisy = tuple(value + self.rng.uniform(-self.noise, self.noise) for value in logps)
                 segments[call.sampled] = replace(segments[call.sampled], logprobs=noisy)
-            played.append(replace(one, segments=tuple(segments)))
+            played.append(solved(replace(one, segments=tuple(segments))))
         return played
 
 

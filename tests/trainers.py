@@ -27,6 +27,7 @@ from rollout.dialects import dialect_class, make_dialect
 from rollout.engine import Completion, Prompt, Sampling
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
+from rollout.strategies.base import Solved, finished
 from rollout.trajectory import Trajectory
 from rollout.viewer import Recorded
 
@@ -34,6 +35,11 @@ TOKENS = toy_tokens()
 TAGS = sorted(TOKENS.tag(name) for name in dialect_class("threadweaver").tags({}))
 DIALECT = make_dialect("threadweaver", TOKENS)
 BUDGET = Budget(response=500, answer=8, threads=8, blocks=8)
+
+
+def solved(trajectory: Trajectory) -> Solved:
+    """What a policy's one response comes to."""
+    return Solved(trajectory, finished(trajectory))
 
 
 def tiny_model(attention: str, seed: int = 0) -> Qwen3ForCausalLM:
@@ -73,7 +79,7 @@ class PreparedSampler:
     async def complete(self, prompt: Prompt, sampling: Sampling, thread: tuple[int, ...] = ()) -> Completion:
         raise NotImplementedError
 
-    def run(self, coroutines: Iterable[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
+    def run(self, coroutines: Iterable[Coroutine[Any, Any, Solved]]) -> list[Solved]:
         """All ranks play the same trajectories and each keeps its share: two ranks see what one would."""
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         mine = 0
@@ -86,7 +92,7 @@ class PreparedSampler:
             prompt = TOKENS.prompt(f"a{number // 4}=")
             trajectory = asyncio.run(run_trajectory(engine, DIALECT, f"p{number}", prompt, BUDGET))
             played.append(self._scored(trajectory))
-        return played[rank * mine : (rank + 1) * mine]
+        return [solved(each) for each in played[rank * mine : (rank + 1) * mine]]
 
     def policy(self) -> Qwen3ForCausalLM:
         """Who is said to have sampled."""
