@@ -36,6 +36,8 @@ def read_batches(folder: Path, rank: int) -> tuple[list[dict[str, Any]], dict[in
     if not file.is_file():
         raise BadStepError(f"{folder} has no {file.name}: name a folder like outputs/<name>/bad_steps/rl/step_12")
     read = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(read["structured"], dict):
+        raise BadStepError(f"{file} was written by an earlier version, which numbered calls otherwise: replay it there")
     calls = {n: TrajectoryCall(Trajectory.from_json(text), index) for n, (text, index) in read["structured"].items()}
     return read["batches"], calls
 

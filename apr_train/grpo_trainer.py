@@ -5,6 +5,7 @@
 3. `_get_per_token_logps_and_entropies`: one forward over the packed calls instead of one padded row per call.
 """
 
+import logging
 import math
 import random
 import time
@@ -40,9 +41,11 @@ from apr_train.weight_sync import full_weights
 from rewards.reward import Part, Reward
 from rewards.scored import Group, Scored
 from rollout.engines import thread_vectors
-from rollout.errors import UserError
+from rollout.errors import UserError, shortened
 from rollout.orchestrator import mix
 from rollout.trajectory import Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 class NoSignalWarning(UserWarning):
@@ -73,7 +76,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.problems, self.rollouts, self.reward, self.gate = problems, rollouts, reward, gate
-        self.algorithm, self.packed, self.masks, self.record = algorithm, packed, masks, StepRecord(on_rollouts)
+        self.algorithm, self.packed, self.masks, self.step_record = algorithm, packed, masks, StepRecord(on_rollouts)
         self.pad_id, self.group_size, self.micro_batches = _pad_id(tokenizer), *_sizes(args)
         self.revival = Revival(rollouts)
         self._seconds = 0.0  # of this step's forward and backward passes
@@ -101,7 +104,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         synced, sampled = started + self.revival.sync_seconds, time.perf_counter()
         parts = self._parts(scored, step + 1)
         advantages, rewards = self._advantages(scored, parts)
-        metrics = self._record(scored, parts, advantages["root"], resampled)
+        metrics = self._figures(scored, parts, advantages["root"], resampled)
         tokens = metrics["tree/l_total"] * len(scored) * self.accelerator.num_processes
         self._log(
             metrics
@@ -115,7 +118,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
             }
         )
         terms = [{name: part.value for name, part in own.items()} for own in parts]
-        self.record.begin(list(map(partial(recorded, step + 1), scored, rewards, advantages["root"], terms)))
+        self.step_record.begin(list(map(partial(recorded, step + 1), scored, rewards, advantages["root"], terms)))
         credited = self._credit(scored, advantages, rewards)
         trajectories = [each.trajectory for each in scored]
         self.structured = structured_calls(trajectories, self.masks)
@@ -204,7 +207,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
             for own, told in zip(credited, scored, strict=True)
         ]
 
-    def _record(
+    def _figures(
         self, scored: list[Scored], parts: list[dict[str, Part]], advantages: list[float], resampled: int
     ) -> dict[str, float]:
         """Figures of all trajectories of all ranks, NaN meaning "does not apply here"."""
@@ -262,11 +265,14 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except Exception:
-            self.record.hand_out()  # what the step was made of may say why it failed
+            try:
+                self.step_record.hand_out()  # what the step was made of may say why it failed
+            except Exception as error:  # which must not hide that
+                logger.warning("the rollouts of a step that failed are not recorded: %s", shortened(error))
             raise
         self._step += 1
         if self._step % self.micro_batches == 0:
-            self.record.hand_out()
+            self.step_record.hand_out()
             self._log({"time/update": self._seconds, "gap/logprob_max_abs": self._gathered(self._worst).max().item()})
             self._seconds, self._worst = 0.0, torch.zeros_like(self._worst)
         return loss
@@ -334,7 +340,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, **options
             )
         mask = self._scoring["completion_mask"]
-        self.record.note(self._scoring["call"], result[0], mask)
+        self.step_record.note(self._scoring["call"], result[0], mask)
         gaps = (result[0].detach() - self._scoring["old_per_token_logps"]).abs() * mask
         self._worst = torch.cat([gaps.flatten(), self._worst[None]]).max()  # a piece may have no tokens at all
         total, count = self._summed(torch.stack([gaps.sum(), mask.sum()])).tolist()

@@ -51,18 +51,25 @@ def record_demonstration(
 ) -> Trajectory:
     """The trajectory of a policy that writes this demonstration. Raises TaskError when it breaks budget or grammar."""
     engine = ReplayEngine(dialect.write(task.demonstration(problem, form)), max_context)
-    prompt, trajectory = tokens.prompt(problem.prompt), None
+    what = f"the {form} demonstration of {problem.id}"
+    too_long = TaskError(
+        f"{what}, {engine.tokens} tokens of its own, does not fit: raise rollout.max_response_tokens, "
+        "rollout.max_critical_tokens or model.max_context, or drop the problem"
+    )
+    prompt = tokens.prompt(problem.prompt)
     try:
         trajectory = asyncio.run(run_trajectory(engine, dialect, problem.id, prompt, budget, strategy=strategy))
-    except EngineError:
-        if not engine.cut:  # else what was cut off asked to go on, which a script cannot
-            raise
-    flaw = dialect.check(trajectory) if trajectory else None
-    if trajectory is None or trajectory.outcome != "answered" or flaw:
+    except EngineError as error:
+        if engine.cut:  # what was cut off asked to go on, which a script cannot
+            raise too_long from error
+        raise
+    if engine.cut:
+        raise too_long
+    flaw = dialect.check(trajectory)
+    if trajectory.outcome != "answered" or flaw:
         raise TaskError(
-            f"the {form} demonstration of {problem.id}, {engine.tokens} tokens of its own, does not fit "
-            f"({flaw or 'out of budget'}): raise rollout.max_response_tokens, rollout.max_threads or "
-            "model.max_context, or drop the problem"
+            f"{what} ends {trajectory.outcome!r} ({flaw or 'refused by the client'}): raise rollout.max_threads, "
+            "rollout.max_blocks or rollout.max_response_tokens, or drop the problem"
         )
     return trajectory
 

@@ -28,6 +28,8 @@ class StepRecord:
 
     def note(self, call_B: Tensor, logprobs_BC: Tensor, mask_BC: Tensor) -> None:
         """The trainer's log-probs (nats) of the calls of a batch of rows; those of an inert row, -1, are nobody's."""
+        if not self._drawn:
+            return
         values_BC = logprobs_BC.detach().float().cpu().numpy()
         real_BC = mask_BC.bool().cpu().numpy()
         for call, values, real in zip(call_B.tolist(), values_BC, real_BC, strict=True):
@@ -41,6 +43,9 @@ class StepRecord:
             return
         numbers, drawn, self._drawn = count(), self._drawn, ()
         known = [[self._logprobs.get(next(numbers)) for _ in each.trajectory.calls] for each in drawn]
+        for each, own in zip(drawn, known, strict=True):
+            sizes = [len(each.trajectory.segments[call.sampled].ids) for call in each.trajectory.calls]
+            assert all(values is None or len(values) == size for values, size in zip(own, sizes, strict=True))
         self.on_rollouts(
             [
                 replace(each, trainer_logprobs=[_numbers(values) for values in own])

@@ -44,6 +44,11 @@ def check_strategy(config: Config) -> None:
         "blocks have one, as far as a thread may get (rollout.max_thread_tokens and its header)",
     )
     _need(
+        strategy.name != "group_think" or (strategy.stride or 0) < config.model.max_context,
+        f"strategy.stride={strategy.stride} puts a second thread beyond model.max_context={config.model.max_context}, "
+        "so that no block would ever run",
+    )
+    _need(
         not config.dialect.options.get("first_finish"),
         f"strategy={strategy.name} cannot cut threads at the first one's end: set dialect.options.first_finish=false",
     )

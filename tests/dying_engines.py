@@ -118,7 +118,7 @@ def forking_trainer(folder: Path, sampler: Any, restarts: int, stage: int | None
     def write(drawn: Any) -> None:
         seen.append([[each.trajectory.policy_version, each.trajectory.to_json()] for each in drawn])
 
-    trainer.record.on_rollouts, trainer.seen = write, seen
+    trainer.step_record.on_rollouts, trainer.seen = write, seen
 
     def restore(step: int, state: dict[str, Any]) -> None:
         sampler.policy_version = state.get("policy_version", 0)

@@ -509,5 +509,8 @@ def test_what_a_script_runs_after_the_checks_is_told_by_every_rank(script: str) 
 
 
 @pytest.mark.parametrize("dialect", ["threadweaver", "npr", "parallel_r1", "dc_cot", "parathinker"])
-def test_threads_see_each_other_in_every_dialect_whose_threads_neither_fork_nor_race(dialect: str) -> None:
-    load([f"dialect={dialect}", "dialect.join=transcript", "strategy=group_think", "strategy.stride=99"])
+def test_lockstep_is_not_refused_where_threads_neither_fork_nor_race(dialect: str) -> None:
+    own = [f"dialect={dialect}", "dialect.join=transcript", "strategy=group_think"]
+    load([*own, "strategy.stride=99"])
+    with pytest.raises(ConfigError, match=r"beyond model\.max_context=1024, so that no block would ever run"):
+        load([*own, "strategy.stride=1024"])

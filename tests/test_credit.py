@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_grpo_trainer import error
-from trainers import make_trainer, rollouts_of, rows_of_a_step, separate_logps, step_gradient, tiny_model
+from trainers import handed_out, make_trainer, rows_of_a_step, separate_logps, step_gradient, tiny_model
 
 from apr_train.advantage import AdvantageRule, group_advantages, scope_advantages
 from apr_train.credit import credit_calls, mean_over_calls, node_advantages
@@ -154,7 +154,7 @@ def test_mean_over_calls_by_hand() -> None:
 def brute_force(trainer: Any, kind: str) -> torch.Tensor:
     """The gradient that the credit rule means, one plain forward per call; no code of ours between rollout and loss."""
     ours = step_gradient(trainer)
-    collected = rollouts_of(trainer)
+    collected = handed_out(trainer)
     model, terms, weights, tokens = tiny_model("sdpa"), [], [], 0
     for start in range(0, len(collected), 4):
         mean = sum(each.reward for each in collected[start : start + 4]) / 4

@@ -15,8 +15,8 @@ from trainers import (
     TOKENS,
     PreparedSampler,
     gradient_norms,
+    handed_out,
     make_trainer,
-    rollouts_of,
     rows_of_a_step,
     separate_logps,
     solved,
@@ -123,7 +123,7 @@ def test_the_trainers_gradient_is_the_clipped_policy_gradient_by_brute_force(tmp
     trainer = stitched_trainer(tmp_path, noise=0.4)
     ours = step_gradient(trainer)
     model, total, count = tiny_model("sdpa"), torch.zeros(()), 0
-    collected = rollouts_of(trainer)
+    collected = handed_out(trainer)
     for one in collected:
         trajectory, advantage = one.trajectory, one.advantage
         for call, logps in zip(trajectory.calls, dense_logps(model, trajectory), strict=True):
@@ -148,7 +148,7 @@ def test_inert_rows_name_no_call(tmp_path: Path) -> None:
     batch = trainer._generate_and_score_completions(rows_of_a_step(trainer))
     padded = pad_rows(batch, len(batch["call"]) + 2)
     assert padded["call"][-2:].tolist() == [-1, -1]
-    flat = [one.trajectory.is_flat(call) for one in rollouts_of(trainer) for call in one.trajectory.calls]
+    flat = [one.trajectory.is_flat(call) for one in handed_out(trainer) for call in one.trajectory.calls]
     assert batch["call"].tolist() == list(range(len(flat)))
     assert set(trainer.structured) == {number for number, known in enumerate(flat) if not known}
 
@@ -156,7 +156,7 @@ def test_inert_rows_name_no_call(tmp_path: Path) -> None:
 def test_calls_without_credit_shift_no_other_calls_structure(tmp_path: Path) -> None:
     trainer = stitched_trainer(tmp_path, credit="frozen_threads")
     batch = trainer._generate_and_score_completions(rows_of_a_step(trainer))
-    calls = [(one.trajectory, call) for one in rollouts_of(trainer) for call in one.trajectory.calls]
+    calls = [(one.trajectory, call) for one in handed_out(trainer) for call in one.trajectory.calls]
     assert len(batch["call"]) < len(calls)
     for b, number in enumerate(batch["call"].tolist()):
         trajectory, call = calls[number]
@@ -184,7 +184,7 @@ def test_forced_tokens_train_nothing(tmp_path: Path) -> None:
 
     trainer._get_per_token_logps_and_entropies = kept
     trainer.compute_loss(trainer.model, inputs).backward()
-    collected = [each.trajectory for each in rollouts_of(trainer)]
+    collected = [each.trajectory for each in handed_out(trainer)]
     sampled = [token for t in collected for call in t.calls for token in t.segments[call.sampled].ids]
     assert inputs["completion_ids"][scored[0].grad != 0].tolist() == sampled
     assert {segment.origin for t in collected for segment in t.segments} == {"prompt", "forced", "sampled"}

@@ -1,7 +1,9 @@
 """The update is the policy gradient of what was sampled, however rows are packed, split or padded."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainers import (
     gradient_norms,
+    handed_out,
     make_trainer,
-    rollouts_of,
     rows_of_a_step,
     separate_logps,
+    solved,
     step_gradient,
     tiny_model,
 )
@@ -20,6 +23,7 @@ from trainers import (
 from apr_train.advantage import group_advantages
 from apr_train.gap import GapError, GapGate
 from apr_train.rows import call_rows, distinct_prefixes, pad_rows, split_groups
+from rollout.strategies.base import Solved
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -36,7 +40,7 @@ def test_gradient_is_the_clipped_policy_gradient_by_brute_force(tmp_path: Path) 
     trainer = make_trainer(tmp_path, packed=True, noise=0.4)  # ratios up to e^0.4 leave [0.8, 1.28]: clipping matters
     ours = step_gradient(trainer)
     model, total, count = tiny_model("sdpa"), torch.zeros(()), 0
-    for one in rollouts_of(trainer):
+    for one in handed_out(trainer):
         advantage = one.advantage
         for context, sampled, logprobs in one.trajectory.rows():
             ratio = (separate_logps(model, context, sampled) - torch.tensor(logprobs)).exp()
@@ -119,7 +123,7 @@ def test_forced_tokens_train_nothing(tmp_path: Path, packed: bool) -> None:
 def test_rows_hold_the_sampled_ids_as_targets_and_nothing_else(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, packed=True)
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
-    collected = rollouts_of(trainer)
+    collected = handed_out(trainer)
     targets = inputs["completion_ids"][inputs["completion_mask"].bool()].tolist()
     sampled = [
         t for each in collected for call in each.trajectory.calls for t in each.trajectory.segments[call.sampled].ids
@@ -131,7 +135,7 @@ def test_rows_hold_the_sampled_ids_as_targets_and_nothing_else(tmp_path: Path) -
 def test_one_advantage_per_trajectory_whatever_its_number_of_calls(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, packed=True)
     inputs = trainer._prepare_inputs(rows_of_a_step(trainer))
-    rows, collected = inputs["advantages"].tolist(), rollouts_of(trainer)
+    rows, collected = inputs["advantages"].tolist(), handed_out(trainer)
     for start in range(0, 16, 4):
         group = collected[start : start + 4]
         for one in group:
@@ -139,6 +143,25 @@ def test_one_advantage_per_trajectory_whatever_its_number_of_calls(tmp_path: Pat
             assert rows[: len(one.trajectory.calls)] == pytest.approx([one.advantage] * len(one.trajectory.calls))
             del rows[: len(one.trajectory.calls)]
     assert not rows
+
+
+@pytest.mark.parametrize("credit", ["broadcast", "per_call_mean"])
+@pytest.mark.parametrize("empty", [1, 4, 16])
+def test_trajectories_without_a_call_train_nothing_and_stop_nobody(tmp_path: Path, empty: int, credit: str) -> None:
+    """Prompts that leave no room: one of a group, a whole group, all of a step."""
+    trainer = make_trainer(tmp_path, packed=True, micro_batches=2, credit=credit)
+    sample = trainer.rollouts.sampler.run
+
+    def run(coroutines: Any) -> list[Solved]:
+        played = [each.trajectory for each in sample(coroutines)]
+        none = [replace(each, segments=each.segments[:1], calls=(), outcome="truncated") for each in played[:empty]]
+        return [solved(each) for each in [*none, *played[empty:]]]
+
+    trainer.rollouts.sampler.run = run
+    gradient = step_gradient(trainer)
+    assert gradient.isfinite().all() and (gradient.norm() > 1e-4) == (empty < 16)
+    told = [one.trainer_logprobs for one in handed_out(trainer)]
+    assert told[:empty] == [[]] * empty and all(told[empty:])
 
 
 def test_baseline_by_hand() -> None:

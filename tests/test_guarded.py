@@ -14,7 +14,7 @@ from guarded_trainers import break_at, guarded, limit, logged, weights
 from torch import Tensor
 from trainers import BUDGET, DIALECT, TOKENS, gradient_norms, make_trainer, rows_of_a_step, step_gradient, tiny_model
 
-from apr_train.bad_steps import KEPT, read_batches
+from apr_train.bad_steps import KEPT, BadStepError, read_batches
 from apr_train.checkpoint import Checkpoints, read_json
 from apr_train.compose import load
 from apr_train.guarded import Guard, NotANumber
@@ -198,10 +198,16 @@ def test_a_last_batch_of_fewer_demonstrations_than_pieces_is_no_lack_of_memory(t
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
 
 
+def test_a_step_of_an_earlier_version_is_refused_and_not_read_wrongly(tmp_path: Path) -> None:
+    torch.save({"batches": [], "structured": []}, tmp_path / "rank0.pt")
+    with pytest.raises(BadStepError, match="by an earlier version"):
+        read_batches(tmp_path, 0)
+
+
 def test_bad_steps_in_a_row_are_counted_over_a_stop(tmp_path: Path) -> None:
     first = guarded(tmp_path, steps=8)
     break_at(first, (1, 2), "forward")
-    first.record.on_rollouts = lambda drawn: first.saver.flag.set("the test") if drawn[0].step == 2 else None
+    first.step_record.on_rollouts = lambda drawn: first.saver.flag.set("the test") if drawn[0].step == 2 else None
     with pytest.raises(Stopped):
         first.resume_training()
     second = guarded(tmp_path, steps=8)

@@ -103,6 +103,10 @@ def test_the_share_of_right_threads_leaves_out_what_nobody_judged() -> None:
         ("7 * 0", "7*0: 7*0=0 = 0", 1.0),
         ("91 * 300", "27300 = 27301", 0.0),  # the right one is not the last
         ("91 * 300", "127300", 0.0),
+        ("5 * 5", "24 or 25", 0.0),  # guesses
+        ("5 * 5", "2^25", 0.0),
+        ("12 * 34", "4 408", 0.0),
+        ("5 * 5", "no" + " " * 300 + "25", 0.0),
         ("91 * 300", "27300.", 0.0),
         ("91 * 300", "-27300", 0.0),
         ("91 * 300", "3.27300", 0.0),
@@ -119,7 +123,7 @@ def test_the_share_of_right_threads_leaves_out_what_nobody_judged() -> None:
         ("1 * " * 5_000_000 + "1", "1", None),
     ],
 )
-def test_a_thread_is_right_when_it_ends_with_the_product_it_was_asked_for(
+def test_a_thread_is_right_when_its_result_is_the_product_it_was_asked_for(
     asked: str, said: str, expected: float | None
 ) -> None:
     assert cast(JudgesThreads, TASK).thread_success(PROBLEM, asked, said) == expected
@@ -135,13 +139,13 @@ def test_no_text_of_a_thread_breaks_the_judge_or_is_believed_without_the_product
     asked: str, said: str, knows: bool
 ) -> None:
     if knows and len(asked) < 200:
-        said += str(prod(int(factor) for factor in re.findall("[0-9]+", asked)))
+        said += "=" + str(prod(int(factor) for factor in re.findall("[0-9]+", asked)))
     found = cast(JudgesThreads, TASK).thread_success(PROBLEM, asked, said)
     readable = len(asked.strip()) <= 200 and re.fullmatch(r"[0-9]+( ?\* ?[0-9]+)+( ?=)?", asked.strip())
     if not readable:
         assert found is None
         return
-    last = re.search(r"(?<![0-9.,-])([0-9]+)\s*\Z", said)
+    last = re.search(r"(?:^|=)\s*([0-9]+)\s*\Z", said)
     product = prod(int(factor) for factor in re.findall("[0-9]+", asked))
     assert found == float(last is not None and last[1] == str(product))
 

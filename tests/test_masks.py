@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_published import response
 from torch import Tensor
-from trainers import TOKENS, make_trainer, rollouts_of, step_gradient, tiny_model
+from trainers import TOKENS, handed_out, make_trainer, step_gradient, tiny_model
 from trl.trainer.utils import add_fused_lm_head
 
 from apr_train import published, sft
@@ -45,7 +45,7 @@ def test_an_update_is_that_of_the_public_trainer_and_not_of_the_sampler(tmp_path
     trainer.masks = SEEN
     ours = step_gradient(trainer)
     model, total, count = tiny_model("sdpa"), torch.zeros(()), 0
-    collected = rollouts_of(trainer)
+    collected = handed_out(trainer)
     for one in collected:
         logps = torch.cat(flat_logps(model, one.trajectory))
         total, count = total - one.advantage * logps.sum(), count + len(logps)

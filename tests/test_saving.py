@@ -50,7 +50,7 @@ def trainer_of(
         if stop(step):
             flag.set("test")
 
-    trainer.record.on_rollouts, trainer.sampled = on_rollouts, sampled
+    trainer.step_record.on_rollouts, trainer.sampled = on_rollouts, sampled
     trainer.attach(Saver(Checkpoints(folder / "checkpoints"), TOKENS.tokenizer, flag, state, restore))
     return trainer
 

@@ -1,6 +1,8 @@
 """The warm start trains every sampled token of every demonstration once, whatever it shares a batch with."""
 
 import asyncio
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from apr_train.tasks import make_task
 from apr_train.tasks.base import TaskError
 from rollout.demonstration import Block, Demonstration
 from rollout.dialects import make_dialect
+from rollout.engine import EngineError
 from rollout.engines.replay import ReplayEngine
 from rollout.orchestrator import Budget, run_trajectory
 
@@ -95,12 +98,30 @@ def test_a_demonstration_that_breaks_its_budget_is_refused_before_training() -> 
         record_demonstration(TASK, problem, "parallel", DIALECT, TOKENS, small, 1000)
 
 
+def test_a_demonstration_that_its_dialect_writes_wrongly_is_not_called_too_long() -> None:
+    problem = next(p for p in TASK.problems("train", 9, 0) if p.parts == 3)
+    plain = DIALECT.write(TASK.demonstration(problem, "sequential"))[()]
+
+    def writes(*turns: tuple[int, ...]) -> Any:
+        def write(demonstration: Any) -> Any:
+            return {(): list(turns)}
+
+        own = {name: getattr(DIALECT, name) for name in dir(DIALECT) if name[0] != "_"}
+        return SimpleNamespace(**own | {"write": write})
+
+    record = partial(record_demonstration, TASK, problem, "sequential")
+    with pytest.raises(EngineError, match="no further turn"):  # no stop at its end
+        record(writes(plain[0][:-1]), TOKENS, BUDGET, 1000)
+    with pytest.raises(TaskError, match=r"ends 'answered' \(.*think.*\)"):
+        record(writes((TOKENS.eos,)), TOKENS, BUDGET, 1000)
+
+
 def test_a_long_demonstration_names_its_length_and_not_the_engine_that_replays_it() -> None:
     problem = next(p for p in TASK.problems("train", 9, 0) if p.parts == 3)
     script = DIALECT.write(TASK.demonstration(problem, "sequential"))
     long = sum(len(ids) for turns in script.values() for ids in turns)
     record_demonstration(TASK, problem, "sequential", DIALECT, TOKENS, Budget(long + 20, 8, 8, 8), 1000)
-    says = rf"the sequential demonstration of {problem.id}, {long} tokens of its own, does not fit \(out of budget\)"
+    says = rf"the sequential demonstration of {problem.id}, {long} tokens of its own, does not fit"
     for budget in (Budget(long - 5, 8, 8, 8), Budget(16, 8, 8, 8)):
         with pytest.raises(TaskError, match=says):
             record_demonstration(TASK, problem, "sequential", DIALECT, TOKENS, budget, 1000)

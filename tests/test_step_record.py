@@ -34,7 +34,7 @@ def recorded_steps(trainer: Any, file: Path, error: type[Exception] | None = Non
         with file.open("a") as out:
             out.writelines(map(line_of, drawn))
 
-    trainer.record.on_rollouts = write
+    trainer.step_record.on_rollouts = write
     if error is None:
         trainer.resume_training()
     else:
@@ -83,6 +83,19 @@ def test_a_step_that_the_gap_stops_is_recorded_with_its_gap(tmp_path: Path) -> N
     (step,) = recorded_steps(trainer, tmp_path / "rollouts.jsonl", GapError)
     scored = [own for one in step for own in one.trainer_logprobs or () if own is not None]
     assert 0 < len(scored) < sum(len(one.trajectory.calls) for one in step)  # of two micro-batches the first
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_why_the_step_failed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(drawn: Sequence[Recorded]) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = guarded(tmp_path, noise=0.05)
+    trainer.gate.stop, trainer.step_record.on_rollouts = 0.01, full
+    with pytest.raises(GapError):
+        trainer.resume_training()
+    assert "No space left" in caplog.text
 
 
 def test_log_probs_that_are_no_numbers_leave_a_line_that_can_be_read(tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def test_blank_lines_use_up_no_thought(name: str, options: dict[str, Any]) -> No
     assert len(set(seeds)) == 4
 
 
+def test_a_model_that_writes_nothing_but_blank_lines_is_not_asked_line_by_line_to_its_budget() -> None:
+    wide = replace(BUDGET, response=2000)
+    options = {"steps": 4, "branch": 1, "keep": 1, "value": "logprob"}
+    found, engine = solve("tree_of_thoughts", options, says(lambda *_: "\n" * 3000), budget=wide)
+    assert len(engine.sent) <= 3 * 3 + 2 and found.response == ()
+
+
 # Tree of thoughts
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from stitched_trees import calls_of, error, group, random_trajectory
-from trainers import TOKENS, PreparedSampler, make_trainer, rollouts_of, solved, step_gradient, tiny_model
+from trainers import TOKENS, PreparedSampler, handed_out, make_trainer, solved, step_gradient, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 from vectors import COUNT, by_hand, call_logps, numbered, path, tables, with_vectors
@@ -150,7 +150,7 @@ def test_the_policy_gradient_is_that_of_brute_force_also_of_the_vectors(tmp_path
     trainer = numbered_trainer(tmp_path)
     ours = step_gradient(trainer)
     model, total, count = with_vectors(tiny_model("sdpa")), torch.zeros(()), 0
-    for one in rollouts_of(trainer):
+    for one in handed_out(trainer):
         advantage = one.advantage
         for call in one.trajectory.calls:
             logps = call_logps(model, one.trajectory, call)

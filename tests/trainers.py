@@ -174,11 +174,11 @@ def step_gradient(trainer: ForkJoinGRPOTrainer) -> Tensor:
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
 
 
-def rollouts_of(trainer: ForkJoinGRPOTrainer) -> list[Recorded]:
+def handed_out(trainer: ForkJoinGRPOTrainer) -> list[Recorded]:
     """What the trainer hands out of the step it is in."""
     found: list[Recorded] = []
-    trainer.record.on_rollouts = found.extend
-    trainer.record.hand_out()
+    trainer.step_record.on_rollouts = found.extend
+    trainer.step_record.hand_out()
     return found
 
 

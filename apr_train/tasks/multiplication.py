@@ -13,7 +13,7 @@ from rollout.demonstration import Block, Demonstration
 
 _PRODUCT = re.compile(r"[0-9]+(?: ?\* ?[0-9]+)+(?: ?=)?")
 _LONGEST = 200
-"""Characters of a product that a thread is asked for, and so digits of its result."""
+"""Characters of a product that a thread is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Multiplication:
 
     def thread_success(self, problem: Problem, asked: str, said: str) -> float | None:
         """See JudgesThreads. A thread that is asked for a product, as `91 * 300` or `91 * 300 =`, is right when what it
-        says ends with it. None for any other task line: a product of no use to the problem is one.
+        says is that or ends with `=` and it. None for any other task line: a product of no use to the problem is one.
 
         >>> task.thread_success(problem, "91 * 300", "91*300: 1*3=3 9*3=27 = 27300\\n")
         1.0
@@ -132,8 +132,8 @@ class Multiplication:
         if len(wanted) > _LONGEST or not _PRODUCT.fullmatch(wanted):
             return None
         result = str(prod(int(factor) for factor in wanted.removesuffix("=").split("*")))
-        before, found, after = said.rstrip()[-_LONGEST - 1 :].rpartition(result)
-        return float(bool(found) and not after and not before.endswith(tuple("0123456789-.,")))
+        before, found, after = said.rstrip().rpartition(result)
+        return float(bool(found) and not after and (not before.strip() or before.rstrip().endswith("=")))
 
 
 def _tree(factors: list[int]) -> Iterator[str | Block]:

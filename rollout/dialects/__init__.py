@@ -72,9 +72,8 @@ def _from_file(file: Path, cls: str) -> DialectClass:
         why = f"{type(error).__name__}: {error}"
         raise DialectError(f"dialect.name={file}:{cls} cannot be imported ({shortened(why)})") from error
     found = getattr(module, cls, None)
-    missing = [
-        name for name in ("name", "joins", "tags", "read", "check", "write", "tasks") if not hasattr(found, name)
-    ]
+    wanted = ("name", "joins", "tags", "read", "check", "write", "tasks", "said")
+    missing = [name for name in wanted if not hasattr(found, name)]
     if missing:
         raise DialectError(f"dialect.name={file}:{cls} is no dialect, it has no {missing[0]}: see docs/dialects.md")
     return cast(DialectClass, found)

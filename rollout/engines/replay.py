@@ -28,7 +28,7 @@ class ReplayEngine:
         stop = next((i + 1 for i, token in enumerate(ids) if token in sampling.stop_ids), None)
         if stop is not None and stop <= sampling.max_tokens:
             return Completion(ids[:stop], (0.0,) * stop, "stop")
-        self.cut = True
+        self.cut |= len(ids) > sampling.max_tokens
         ids = ids[: sampling.max_tokens]
         return Completion(ids, (0.0,) * len(ids), "length")
 

@@ -13,6 +13,8 @@ from rollout.trajectory import Event, Outcome
 from rollout.view import View
 
 NO_ROOM = "strategy/prompt does not fit"
+BLANKS = 2
+"""Blank lines that a thought may begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,9 @@ class Writer:
         """Goes on with an open response, as thread `name`, when the segments `after` are there too: to the end, to one
         of `stops`, or for `most` tokens. Out of budget, the client closes the reasoning and lets the model answer.
 
-        A blank line is no thought, though it ends with one of `stops`: what follows belongs to it."""
-        while True:
+        A blank line is no thought, though it ends with one of `stops`: what follows belongs to it. A third one in a row
+        is, or a model that writes nothing else would be asked for every token of its budget alone."""
+        for again in range(BLANKS, -1, -1):
             room = self._room(state) - self._reserve()
             size = room if most is None else min(room, most)
             if size < 1:
@@ -79,9 +82,10 @@ class Writer:
                 return replace(state, ended="answered")
             if out:
                 return await self._force_answer(state, name, seed)
-            if not stops or self.text(done.ids).strip():
-                return replace(state, thoughts=state.thoughts + 1)
+            if not stops or not again or self.text(done.ids).strip():
+                break
             seed, after = mix(seed, 2), ()
+        return replace(state, thoughts=state.thoughts + 1)
 
     async def ask(self, text: str, name: Name, seed: int, after: Sequence[int], most: int) -> tuple[str, int | None]:
         """What the model says to a prompt of its own that could be written when `after` was there, its reasoning left
