@@ -16,6 +16,7 @@ from rewards.verify.countdown_search import SearchVerifier, countdown_search
 from rewards.verify.exact import exact_integers, exact_set, exact_text
 from rewards.verify.gym import GymVerifier
 from rewards.verify.math import MathVerifier
+from rewards.verify.notation import PLACES
 from rollout.search_trace import TERSE
 
 PURE: dict[str, tuple[Verifier, list[str]]] = {
@@ -143,7 +144,13 @@ HALF = [
         (r"\text{two  halves}", r"\text{two halves}"),
         ("36 36", None),
         ("36$ $36", None),
-        (r"a\ ", None),  # the bracket would be escaped
+        *((rf"5{end}", "5") for end in (r"\.", "\\ ", r"\ \ ", r".\ ", "\\\n")),  # would escape the bracket of a box
+        (r"x\.", "x"),
+        (r"5\\", r"5\\"),  # escapes nothing
+        ("1.41421", "141421/100000"),
+        *((text, text) for text in ("1.414214", "0.0000010", "1414214/3000001")),  # math-verify rounds decimals only
+        ("1.60218e-19", r"1.60218\times 10^{-19}"),
+        ("1*10^2*10^3", "1*10^2*10^3"),
         ("$$", None),
         ("1" * 513, None),
     ],
@@ -163,9 +170,51 @@ def test_mathematics_of_one_spelling_has_one_verdict(mathematics: MathVerifier, 
     assert verdicts == {"wrong" if reference in ("2", "50%") else "correct"}
 
 
-@pytest.mark.parametrize("text", ["1.414214", "1.4142135623730951", "1414214/1000000"])
-def test_a_decimal_is_still_compared_as_one(mathematics: MathVerifier, text: str) -> None:
-    assert mathematics(rf"\boxed{{{text}}}", r"\sqrt{2}") == "correct"  # math-verify rounds decimals, not fractions
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("1.414214", r"\sqrt{2}"),
+        ("1.41421356237309504880", r"\sqrt{2}"),
+        ("3.14159265358979323846", r"\pi"),
+        ("2.718281828459045235360287", "e"),
+        ("2.44949", r"\sqrt{6}"),  # 2.4494897, to six places a decimal of five
+        ("0.333333333333333333333", "1/3"),
+        ("0.142857142857142857142857", r"\frac{1}{7}"),
+        ("1.60218e-19", "1.602177e-19"),
+        ("8.854187e-12", r"8.8541878\times10^{-12}"),
+    ],
+)
+def test_a_decimal_is_compared_to_the_places_that_it_is_written_with(
+    mathematics: MathVerifier, text: str, reference: str
+) -> None:
+    assert mathematics(rf"\boxed{{{text}}}", reference) == "correct"
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [("1414214/1000000", r"\sqrt{2}"), ("1/4194304", "2^{-21}"), (r"1\times 10^{-7}", "2^{-24}")],
+)
+def test_a_fraction_is_not_rounded_as_a_decimal_is(mathematics: MathVerifier, text: str, reference: str) -> None:
+    assert mathematics(rf"\boxed{{{text}}}", reference) == "wrong"
+
+
+SPACES = [r"\,", r"\ ", r"\;", r"\:", "~", r"\quad ", r"\qquad ", " ", r"\!\,", r"\,\!", r" \!"]
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("one", "other"), [("100", "200"), ("1", "250")])
+def test_a_comma_and_a_space_make_a_list(mathematics: MathVerifier, space: str, one: str, other: str) -> None:
+    for text in (f"{one},{space}{other}", f"{one}{space},{other}"):
+        assert mathematics.answer(rf"\boxed{{{text}}}") not in (f"{one}{other}", None)
+    response = rf"\boxed{{{one},{space}{other}}}"
+    for gold in (rf"\{{{one}, {other}\}}", f"({one},{other})", f"{one}, {other}"):
+        assert mathematics(response, gold) == ("unparsable" if space == "~" else "correct")
+
+
+@pytest.mark.parametrize("text", [r"1,\!250", r"1,\! 250", r"1\,250", "1,250"])
+def test_a_mark_of_thousands_makes_no_list(mathematics: MathVerifier, text: str) -> None:
+    assert mathematics.answer(rf"\boxed{{{text}}}") == "1250"
+    assert mathematics(rf"\boxed{{{text}}}", r"\{1, 250\}") == "wrong"
 
 
 SIGNS = [
@@ -198,6 +247,7 @@ def test_a_fraction_has_one_spelling(mathematics: MathVerifier, value: Any, zero
     sign = "-" if above < 0 else ""
     for text in (f"{above}/{below}", rf"{sign}\frac{{{abs(above)}}}{{{below}}}", rf"\({above} / {below}\)."):
         assert mathematics.answer(rf"\boxed{{{text}}}") == wanted
+    power = max(power, -PLACES)  # smaller ones keep their own spelling
     decimal = f"{value.numerator}e{power}"
     scaled = value.numerator * (10**power if power >= 0 else 1), 10 ** max(0, -power)
     assert mathematics.answer(rf"\boxed{{{decimal}}}") == mathematics.answer(rf"\boxed{{{scaled[0]}/{scaled[1]}}}")
@@ -228,6 +278,7 @@ HOSTILE = [
     ),
     *(rf"\boxed{{{text}}}" for text in ("7" + "." * 511, "1" * 400 + "." * 112, "1e" * 256, "1 1/" * 128, "$" * 512)),
     *(rf"\boxed{{{text}}}" for text in ("%" * 512, "E_" * 256, "np." * 170, "1" * 510 + "e9", "(" * 512, "\\" * 512)),
+    *(rf"\boxed{{{text}}}" for text in ("1" + "*10^400" * 70, "9" * 400 + "*10^400", "\\ " * 256, "1,\\," * 128)),
 ]
 
 
@@ -240,6 +291,13 @@ def test_no_text_makes_an_answer_raise_or_take_long(mathematics: MathVerifier, t
             verifier.answer(response)
             assert time.monotonic() - start < 1.0  # a pass per character would be 10**10 steps
     gym.close()
+
+
+@pytest.mark.parametrize("text", ["1" + "*10^400" * 11, "1" + "*10^-400" * 70, "9" * 400 + "*10^400", "5\\"])
+def test_no_text_makes_a_verdict_raise(mathematics: MathVerifier, text: str) -> None:
+    for response in (rf"\boxed{{{text}}}", rf"\boxed{{{text} }}"):
+        assert mathematics(response, "7") in ("wrong", "unparsable")
+    assert mathematics(r"\boxed{7}", "1e" + "9" * 5000) == "error"
 
 
 # --- references -------------------------------------------------------------------------------------------------------

@@ -64,7 +64,8 @@ class MathVerifier(ChildVerifier):
     `unparsable`: no answer, or one that is no mathematics although the reference is.
     Raises MathVerifierError when math-verify is not installed, and after `close`.
 
-    The answer is what is judged: a plain number in lowest terms, anything else as `tidy` leaves it.
+    The answer is what is judged: a plain number in lowest terms, anything else, and long decimals, as `tidy` leaves it
+    (see `one_spelling`).
 
     >>> with MathVerifier() as verify:
     ...     verify(r"<think></think>\\boxed{1/2}", "0.5"), verify.answer(r"So \\boxed{\\dfrac12}.")

@@ -5,19 +5,20 @@ from fractions import Fraction
 
 MAX_EXPONENT = 400
 """Of a power of ten that is still computed exactly; greater ones are left to the child process."""
-PLACES = 17
-"""After the point, as many as a float that was printed can need."""
+PLACES = 5
+"""After the point, one less than math-verify rounds to: a longer decimal may be right for what it only comes near."""
 NEAR = Fraction(1, 100_000)
 """math-verify rounds to six decimals. Two plain numbers further apart than this part of them are different."""
 
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|\\?\$")
-_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9._{])(-?[0-9]*\.?[0-9]+)[eE]([-+]?[0-9]+)(?![A-Za-z0-9._])")
+_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9._{])(-?[0-9]*\.?[0-9]+)[eE]([-+]?[0-9]{1,512})(?![A-Za-z0-9._])")
 _INDEXED_E = re.compile(r"(?<![A-Za-z\\])([Ee])(?=_)")
 _BARE_POINT = re.compile(r"([0-9])\.(?![0-9])")
 _MIXED = re.compile(r"(?<![0-9.,/])([0-9]+) +([0-9]+)/([0-9]+)(?![0-9.,/])")
 _NUMBER = re.compile(r"(-?)([0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
 _POWER = re.compile(r"(.*[0-9])(?:\\times|\\cdot|\*|x)10\^\{?(-?[0-9]{1,4})\}?")
 _FRACTION = re.compile(r"(-?)(?:\\[dt]?frac(?:\{([0-9]+)\}|([0-9]))(?:\{([0-9]+)\}|([0-9]))|([0-9]+)/([0-9]+))")
+_LISTED = re.compile(r",(?:\s|\\,)|(?:\s|\\,),")
 _BASE = re.compile(r"\(?[0-9A-Za-z]+\)?_\{?([0-9]+)\}?")
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _LONE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
@@ -31,7 +32,8 @@ def tidy(text: str) -> str:
     r"""The same answer in notation that math-verify reads as it is meant. For references and answers alike.
 
     Delimiters of mathematics go; `4.5e33` (which would be 4.5 times e times 33) becomes a power of ten; `1./3`, `3 1/2`
-    and `np.arcsin` their LaTeX; a percent sign (which would begin a comment) is escaped; a closing full stop goes.
+    and `np.arcsin` their LaTeX; a percent sign (which would begin a comment) is escaped; a closing full stop goes, and
+    a closing backslash, which is half of `\ ` or `\.` and would escape the bracket of a box around it.
     `E_{1}` (which would be lost, because E is a constant) is a variable of another name. Fractions of every size are
     `\frac`, white space is single blanks.
 
@@ -39,6 +41,8 @@ def tidy(text: str) -> str:
     ('4.5\\times 10^{-33}', '69 , 84', '-1/3', '3\\frac{1}{2}', '62.5\\%')
     """
     text = _DELIMITERS.sub(" ", text).strip().removesuffix(".").rstrip()
+    while (len(text) - len(text.rstrip("\\"))) % 2:
+        text = text[:-1].rstrip()
     text = _INDEXED_E.sub(lambda found: r"\Xi " if found[0] == "E" else r"\xi ", text)
     text = _SCIENTIFIC.sub(lambda found: rf"{found[1]}\times 10^{{{int(found[2])}}}", text)
     text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
@@ -48,7 +52,8 @@ def tidy(text: str) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    r"""The value of a plain number, exactly: digits, a decimal, a fraction of two integers, times a power of ten.
+    r"""The value of a plain number, exactly: digits, a decimal, a fraction of two integers, times at most one
+    power of ten: the value has at most MAX_EXPONENT digits more than the text.
 
     >>> number("1,250"), number(r"\frac{1}{2}"), number(r"5\times 10^{-3}"), number("2x")
     (Fraction(1250, 1), Fraction(1, 2), Fraction(1, 200), None)
@@ -57,39 +62,54 @@ def number(text: str) -> Fraction | None:
     if re.search(r"[0-9]\s+[0-9]", text):
         return None
     text = re.sub(r"\s", "", text)
+    scale = Fraction(1)
     if found := _POWER.fullmatch(text):
-        base = number(found[1])
-        small = abs(int(found[2])) <= MAX_EXPONENT
-        return base * Fraction(10) ** int(found[2]) if base is not None and small else None
+        if abs(int(found[2])) > MAX_EXPONENT:
+            return None
+        text, scale = found[1], Fraction(10) ** int(found[2])
     if found := _FRACTION.fullmatch(text):
         above, below = (digits for digits in found.groups()[1:] if digits)
-        return None if int(below) == 0 else Fraction(int(f"{found[1]}{above}"), int(below))
+        return None if int(below) == 0 else scale * Fraction(int(f"{found[1]}{above}"), int(below))
     if found := _NUMBER.fullmatch(text):
-        return Fraction(found[0].replace(",", ""))
+        return scale * Fraction(found[0].replace(",", ""))
     return None
 
 
 def one_spelling(text: str, most: int) -> str:
-    r"""A plain number in lowest terms where that takes at most `most` characters; any other text tidy. What has a blank
-    beside a comma is a list.
+    r"""A plain number in lowest terms where that takes at most `most` characters; any other text tidy.
 
-    >>> [one_spelling(text, 512) for text in (r"\dfrac{2}{4}", "0.50", "1,250", "1, 250", "5e-1", "x  +1")]
-    ['1/2', '1/2', '1250', '1, 250', '1/2', 'x +1']
+    math-verify rounds a decimal to six places, a fraction not at all: 0.333333 is right for a third, 333333/1000000 is
+    not. So a decimal (or a number with a power of ten) of more than PLACES places is spelt as it was written, and is
+    no fraction; what is shorter is one number however it is written, and `told` says how it is judged. What has a
+    blank or `\,` beside a comma is a list; `\!` alone is within a number.
+
+    >>> [one_spelling(text, 512) for text in (r"\dfrac{2}{4}", "0.50", "5e-1", "1,250", "1, 250", "x  +1")]
+    ['1/2', '1/2', '1/2', '1250', '1, 250', 'x +1']
+    >>> one_spelling("0.333333", 512), one_spelling("333333/1000000", 512)
+    ('0.333333', '333333/1000000')
     """
     text = tidy(text)
-    value = None if ", " in text or " ," in text else number(text)
-    return text if value is None or len(str(value)) > most else str(value)
+    value = None if _LISTED.search(re.sub(r"\\!\s*", "", text)) else number(text)
+    if value is None or (("." in text or "^" in text) and not _short(value)):
+        return text
+    spelling = str(value)
+    return spelling if len(spelling) <= most else text
+
+
+def _short(value: Fraction) -> bool:
+    """Whether PLACES digits after the point say all of it."""
+    return 10**PLACES % value.denominator == 0
 
 
 def told(text: str) -> str:
-    """A number in lowest terms as a decimal, where at most PLACES digits after the point say all of it: decimals alone
-    are compared to six places. Any other text as it is.
+    """What math-verify is told for a spelling: a number that PLACES digits after the point say, as that decimal, which
+    it compares to six places. Any other text as it is.
 
-    >>> told("1/2"), told("-707107/500000"), told("1/3"), told("7")
-    ('0.5', '-1.414214', '1/3', '7')
+    >>> told("1/2"), told("-707/500"), told("1/3"), told("7")
+    ('0.5', '-1.414', '1/3', '7')
     """
     value = number(text)
-    if value is None or value.denominator == 1 or 10**PLACES % value.denominator:
+    if value is None or value.denominator == 1 or not _short(value):
         return text
     whole, part = divmod(abs(value.numerator) * (10**PLACES // value.denominator), 10**PLACES)
     return f"{'-' if value < 0 else ''}{whole}.{part:0{PLACES}d}".rstrip("0")
