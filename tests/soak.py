@@ -32,8 +32,8 @@ SETTINGS = (
 )
 WARM = 10
 """Steps after each start that do not count: caches fill, allocators grow."""
-MOST_MIB, MOST_HANDLES = 0.1, 0.02
-"""A step may add so much: 200 steps then hold 20 MiB and 4 handles more."""
+MOST_MIB, MOST_HANDLES = 0.2, 0.02
+"""A step may add so much: 200 steps then hold 40 MiB and 4 handles more."""
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """glibc's allocator at its first threshold. Left alone it raises it, keeps what large tensors leave free, and the
 resident size grows by half a MiB a step, although nothing more is in use (docs/resume.md)."""
@@ -58,21 +58,27 @@ class Watched:
         return found
 
     def late(self) -> list[np.ndarray]:
-        """Of each rank the rows after the warm-up, less their mean."""
+        """Of each rank the rows after the warm-up."""
         found: list[np.ndarray] = []
         for rows in self.rows.values():
             first = next((step for step, *_ in rows if step), 0)
             kept = np.array([row for row in rows if row[0] >= first + WARM], dtype=float)
             if len(kept):
-                found.append(kept - kept.mean(0))
+                found.append(kept)
         return found
 
 
 def slope(groups: list[np.ndarray]) -> tuple[float, float]:
-    """(MiB, handles) a step: one line through all starts and ranks, each with a level of its own; NaN without rows."""
-    rows = np.concatenate(groups) if groups else np.zeros((1, 3))
-    squares = (rows[:, 0] ** 2).sum()
-    return (float((rows[:, 0] * rows[:, 1]).sum() / squares), float((rows[:, 0] * rows[:, 2]).sum() / squares))
+    """(MiB, handles) a step: the median over all pairs of samples of one rank in one start (Theil-Sen), since what a
+    step holds for a moment would tilt a line by least squares; NaN without pairs."""
+    found = [np.empty((0, 2))]
+    for rows in groups:
+        first, second = np.triu_indices(len(rows), 1)
+        steps, more = rows[second, :1] - rows[first, :1], rows[second, 1:] - rows[first, 1:]
+        apart = steps[:, 0] != 0
+        found.append(more[apart] / steps[apart])
+    mib, handles = np.median(np.concatenate(found), axis=0) if sum(map(len, found)) else (np.nan, np.nan)
+    return float(mib), float(handles)
 
 
 def steps_of(folder: Path) -> list[int]:
