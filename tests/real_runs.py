@@ -63,7 +63,7 @@ def start(folder: Path, *overrides: str, ranks: int = 1, interrupt: str = "") ->
 def results(folder: Path, ranks: int) -> dict[str, Any]:
     """All that a run leaves and that does not measure time."""
     summary = json.loads((folder / "summary.json").read_text())
-    del summary["wall_seconds"]
+    del summary["wall_seconds"], summary["command"]  # which names the folder
     return {
         "curve": [reproducible(row) for row in logged(folder) if "eval/problems" not in row],
         "evaluations": [row for row in logged(folder) if "eval/problems" in row],
