@@ -5,7 +5,6 @@
 3. `_get_per_token_logps_and_entropies`: one forward over the packed calls instead of one padded row per call.
 """
 
-import logging
 import math
 import random
 import time
@@ -41,11 +40,9 @@ from apr_train.weight_sync import full_weights
 from rewards.reward import Part, Reward
 from rewards.scored import Group, Scored
 from rollout.engines import thread_vectors
-from rollout.errors import UserError, shortened
+from rollout.errors import UserError
 from rollout.orchestrator import mix
 from rollout.trajectory import Trajectory
-
-logger = logging.getLogger(__name__)
 
 
 class NoSignalWarning(UserWarning):
@@ -265,10 +262,7 @@ class ForkJoinGRPOTrainer(SavingTrainer, GuardedTrainer, GRPOTrainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except Exception:
-            try:
-                self.step_record.hand_out()  # what the step was made of may say why it failed
-            except Exception as error:  # which must not hide that
-                logger.warning("the rollouts of a step that failed are not recorded: %s", shortened(error))
+            self.step_record.failed()
             raise
         self._step += 1
         if self._step % self.micro_batches == 0:

@@ -1,6 +1,7 @@
 """A step's rollouts on this rank, kept until the trainer's log-probs of them are known."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -8,7 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rollout.errors import shortened
+from rollout.trajectory import Trajectory
 from rollout.viewer import Recorded
+
+logger = logging.getLogger(__name__)
 
 OnRollouts = Callable[[Sequence[Recorded]], None]
 """Called with this rank's rollouts of a step once their log-probs are known, or when the step fails before that."""
@@ -42,17 +47,19 @@ class StepRecord:
         if not self._drawn:
             return
         numbers, drawn, self._drawn = count(), self._drawn, ()
-        known = [[self._logprobs.get(next(numbers)) for _ in each.trajectory.calls] for each in drawn]
-        for each, own in zip(drawn, known, strict=True):
-            sizes = [len(each.trajectory.segments[call.sampled].ids) for call in each.trajectory.calls]
-            assert all(values is None or len(values) == size for values, size in zip(own, sizes, strict=True))
-        self.on_rollouts(
-            [
-                replace(each, trainer_logprobs=[_numbers(values) for values in own])
-                for each, own in zip(drawn, known, strict=True)
-            ]
-        )
+        self.on_rollouts([replace(each, trainer_logprobs=self._of(each.trajectory, numbers)) for each in drawn])
 
+    def failed(self) -> None:
+        """`hand_out` of a step that fails: its rollouts may say why. What goes wrong here must not hide that."""
+        try:
+            self.hand_out()
+        except Exception as error:
+            logger.warning("the rollouts of a step that failed are not recorded: %s", shortened(error))
 
-def _numbers(values: NDArray[np.float32] | None) -> list[float] | None:
-    return None if values is None or not np.isfinite(values).all() else values.tolist()
+    def _of(self, trajectory: Trajectory, numbers: Iterator[int]) -> list[list[float] | None]:
+        found: list[list[float] | None] = []
+        for call in trajectory.calls:
+            values = self._logprobs.get(next(numbers))
+            assert values is None or len(values) == len(trajectory.segments[call.sampled].ids)  # the same call
+            found.append(None if values is None or not np.isfinite(values).all() else values.tolist())
+        return found

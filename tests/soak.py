@@ -36,7 +36,7 @@ MOST_MIB, MOST_HANDLES = 0.2, 0.02
 """A step may add so much: 200 steps then hold 40 MiB and 4 handles more."""
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """glibc's allocator at its first threshold. Left alone it raises it, keeps what large tensors leave free, and the
-resident size grows by half a MiB a step, although nothing more is in use (docs/resume.md)."""
+resident size grows although nothing more is in use (docs/resume.md)."""
 
 
 @dataclass
